@@ -1,0 +1,127 @@
+"""What machines can do: arrays, memory, streams. Knows no networks and never imports `dnn`.
+
+The backend in use is, in this order: the one named in the call, the one `use_backend` set, the one that the
+environment variable DNN_BACKEND names when it is asked for, and numpy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from types import TracebackType
+
+from backends.base import Array, Backend, BackendUnavailableError
+
+__all__ = [
+    "Array",
+    "Backend",
+    "BackendUnavailableError",
+    "available_backends",
+    "backend_of",
+    "get_backend",
+    "register",
+    "use_backend",
+]
+
+
+def _load_numpy() -> Backend:
+    from backends.numpy_backend import NumpyBackend
+
+    return NumpyBackend()
+
+
+def _load_cupy() -> Backend:
+    from backends.cupy_backend import CupyBackend
+
+    return CupyBackend()
+
+
+_loaders: dict[str, Callable[[], Backend]] = {"numpy": _load_numpy, "cupy": _load_cupy}
+_loaded: dict[str, Backend] = {}
+_in_use: str | None = None
+_told: set[str] = set()
+
+
+def register(name: str, loader: Callable[[], Backend]) -> None:
+    """Add a backend. `loader()` makes it at its first use, or raises BackendUnavailableError saying why not."""
+    _loaders[name] = loader
+    _loaded.pop(name, None)
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend called `name`; without a name the one in use (see the head of this module).
+
+    `auto` takes cupy where it works, else numpy, and logs which. A backend that cannot be used raises
+    BackendUnavailableError with the cause and the fix; there is never a silent fallback.
+    """
+    name = name or _in_use or os.environ.get("DNN_BACKEND", "").strip() or "numpy"
+    if name == "auto":
+        return _automatic()
+    if name not in _loaded:
+        if name not in _loaders:
+            raise BackendUnavailableError(
+                f"unknown backend {name!r}: choose one of {', '.join([*_loaders, 'auto'])} "
+                "(DNN_BACKEND, use_backend or backend=)"
+            )
+        _loaded[name] = _loaders[name]()
+    return _loaded[name]
+
+
+def _automatic() -> Backend:
+    try:
+        backend, cause = get_backend("cupy"), ""
+    except BackendUnavailableError as error:
+        backend, cause = get_backend("numpy"), f" ({error})"
+    message = f"DNN_BACKEND=auto takes {backend.name}{cause}"
+    if message not in _told:
+        _told.add(message)
+        logging.getLogger("backends").warning(message)
+    return backend
+
+
+class use_backend:
+    """Use the backend `name` from here on; as a context manager, restore the one before at its end.
+
+    None goes back to what DNN_BACKEND says. A backend that cannot be used raises BackendUnavailableError
+    here and leaves the choice as it was.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _in_use
+        if name is not None:
+            get_backend(name)
+        self._before, _in_use = _in_use, name
+
+    def __enter__(self) -> Backend:
+        return get_backend()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _in_use
+        _in_use = self._before
+
+
+def available_backends() -> list[str]:
+    """The names of the backends that can be used on this machine."""
+
+    def usable(name: str) -> bool:
+        try:
+            get_backend(name)
+        except BackendUnavailableError:
+            return False
+        return True
+
+    return [name for name in _loaders if usable(name)]
+
+
+def backend_of(array: object) -> Backend:
+    """The backend that `array` belongs to; TypeError for what is no backend's array."""
+    if "cupy" in sys.modules and "cupy" not in _loaded and type(array).__module__.startswith("cupy"):
+        get_backend("cupy")
+    for backend in (get_backend("numpy"), *_loaded.values()):
+        if backend.owns(array):
+            return backend
+    raise TypeError(f"expected an array of one of {', '.join(_loaders)}, got {type(array).__name__}")
