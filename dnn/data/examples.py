@@ -1,0 +1,245 @@
+"""X and Y as a user has them -> checked, flattened, scaled arrays on the network's device, once, at the door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends import Array, backend_of, get_backend
+from dnn.errors import DataError
+
+if TYPE_CHECKING:
+    from dnn.network import Network
+
+CHUNK = 4_000_000
+"""Numbers converted at a time: conversion needs no second copy of the data."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """X (m, n_in) in the network's dtype, scaled; targets as the network's output takes them, or None."""
+
+    X: Array
+    targets: Array | None
+
+    @property
+    def m(self) -> int:
+        return self.X.shape[0]
+
+
+def prepare(network: Network, X: Any, Y: Any = None, *, fitting: bool = False, name: str = "X") -> Examples:
+    """The examples for this network. `fitting` lets the first ones decide an automatic input_scale.
+
+    X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y by output: see `targets_for`. DataError
+    names what does not fit. A NumPy X that needs no conversion is used as it is, not copied.
+    """
+    X = _as_array(name, X)
+    _check_shape(network, name, X)
+    _check_kind(network, name, X, fitting)
+    targets = None
+    if Y is not None:
+        targets_name = "Y" + name[1:]
+        targets = targets_for(network, Y, X.shape[0], targets_name, name)
+        targets = network.backend.asarray(targets)
+    if fitting and network.input_shape is None:
+        network.input_shape = tuple(X.shape[1:])
+    return Examples(_convert(network, name, X), targets)
+
+
+def _as_array(name: str, X: Any) -> Any:
+    """Something with shape and dtype, whose rows can be sliced."""
+    if hasattr(X, "to_numpy"):
+        X = X.to_numpy()
+    if not (hasattr(X, "shape") and hasattr(X, "dtype")):
+        try:
+            X = np.asarray(X)
+        except ValueError as error:
+            raise DataError(f"{name}: expected numbers in rows of one length, got rows that differ") from error
+    kind = np.dtype(X.dtype).kind
+    if kind not in "biuf":
+        what = "objects (rows of different length, or None among the numbers?)" if kind == "O" else str(X.dtype)
+        raise DataError(f"{name}: expected numbers, got {what}: convert it to a numeric array first")
+    return X
+
+
+def _check_shape(network: Network, name: str, X: Any) -> None:
+    n_in, n_1 = network.layer_sizes[:2]
+    if len(X.shape) < 2:
+        raise DataError(
+            f"{name}: expected (examples, features), got shape {tuple(X.shape)}: "
+            f"reshape(-1, 1) makes it examples of one feature, reshape(1, -1) one example"
+        )
+    if X.shape[0] == 0:
+        raise DataError(f"{name}: expected at least one example, got an empty set of shape {tuple(X.shape)}")
+    features = math.prod(X.shape[1:])
+    if features != n_in:
+        transposed = X.shape[0] == n_in and len(X.shape) == 2
+        fix = (
+            f"transpose {name}" if transposed else f"give {n_in} features, or a network whose first size is {features}"
+        )
+        raise DataError(
+            f"layer 1: {name} has shape {tuple(X.shape)}, that is {features} features an example, but "
+            f"W1 {(n_1, n_in)} takes {n_in}: {fix}"
+        )
+
+
+def _check_kind(network: Network, name: str, X: Any, fitting: bool) -> None:
+    """Decide an automatic input_scale, or hold X against what it was decided for."""
+    kind = "bytes" if X.dtype == np.uint8 else "numbers"
+    if fitting and network.input_scale is None:
+        network.input_scale = 1 / 255 if kind == "bytes" else 1.0
+        network.input_kind = kind
+    if network.input_kind not in (None, kind):
+        trained = "uint8, scaled by 1/255" if network.input_kind == "bytes" else "numbers that are no bytes, unscaled"
+        fix = "give uint8" if network.input_kind == "bytes" else f"convert {name} as the training data was"
+        raise DataError(f"{name}: this network was trained on {trained}; got {X.dtype}: {fix}")
+
+
+def _convert(network: Network, name: str, X: Any) -> Array:
+    """(m, n_in), C-contiguous, in the network's dtype, times input_scale, every number finite."""
+    backend, dtype = network.backend, network.dtype
+    scale = 1.0 if network.input_scale is None else network.input_scale
+    m, n_in = X.shape[0], network.layer_sizes[0]
+    if _is_device_array(X):
+        source = backend_of(X)
+        if source is backend:
+            # scaled in the network's dtype, as on the host
+            converted = X.reshape(m, n_in).astype(dtype, copy=scale != 1)
+            if scale != 1:
+                converted *= dtype.type(scale)
+            xp = backend.xp
+            if not bool(xp.isfinite(converted).all()):
+                _raise_non_finite(name, backend.to_numpy(converted), 0, dtype)
+            return xp.ascontiguousarray(converted)
+        X = source.to_numpy(X)
+    if isinstance(X, np.ndarray) and X.dtype == dtype and scale == 1 and X.flags.c_contiguous:
+        host = X.reshape(m, n_in)
+        for start, stop in _chunks(m, n_in):
+            _check_finite(name, host[start:stop], start, dtype)
+        return backend.asarray(host)
+    host = _new_host_array(name, (m, n_in), dtype)
+    for start, stop in _chunks(m, n_in):
+        rows = host[start:stop]
+        with np.errstate(over="ignore"):
+            rows[...] = _read(name, X, slice(start, stop)).reshape(stop - start, n_in)
+        if scale != 1:
+            rows *= dtype.type(scale)
+        _check_finite(name, rows, start, dtype)
+    return backend.asarray(host)
+
+
+def _new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    # a data file of 2 KB can declare 4 TiB: ask before the machine starts to swap
+    needed, (_, total) = math.prod(shape) * dtype.itemsize, get_backend("numpy").memory()
+    if needed > total:
+        raise DataError(
+            f"{name}: {shape[0]} examples of {shape[1]} features take {needed / 1e9:.1f} GB in {dtype}, "
+            f"this machine has {total / 1e9:.1f} GB"
+        )
+    return np.empty(shape, dtype)
+
+
+def _read(name: str, array: Any, rows: Any) -> np.ndarray:
+    try:
+        return np.asarray(array[rows])
+    except OSError as cause:
+        raise DataError(f"{name}: its data set cannot be read: the file is damaged ({cause})") from None
+
+
+def _is_device_array(X: Any) -> bool:
+    if isinstance(X, np.ndarray):
+        return False
+    try:
+        backend_of(X)
+    except TypeError:
+        return False
+    return True
+
+
+def _chunks(m: int, n_in: int) -> Iterator[tuple[int, int]]:
+    step = max(1, CHUNK // n_in)
+    for start in range(0, m, step):
+        yield start, min(start + step, m)
+
+
+def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
+    # a sum is finite only if every term is; only where it is not (overflow counts too) each number is looked at
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspect = not np.isfinite(rows.sum())
+    if suspect and not np.isfinite(rows).all():
+        _raise_non_finite(name, rows, start, dtype)
+
+
+def _raise_non_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
+    row, column = np.argwhere(~np.isfinite(rows))[0]
+    raise DataError(
+        f"{name}: expected finite numbers, got {rows[row, column]} in {dtype} at example {start + row}, "
+        f"feature {column}: remove or fill it"
+    )
+
+
+# --------------------------------------------------------------------------------------------- targets
+
+
+def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str = "X") -> np.ndarray:
+    """Y as the network's output takes it.
+
+    sigmoid, one unit   (m,) or (m, 1), values in [0, 1]              -> (m, 1) in the network's dtype
+    sigmoid, K units    (m, K), values in [0, 1]                      -> (m, K)
+    softmax, K units    (m,) or (m, 1) class numbers, or one-hot (m, K) -> (m, 1) int64
+    linear, K units     (m, K); (m,) too for one unit                 -> (m, K)
+    """
+    Y = _as_array(name, Y)
+    Y = backend_of(Y).to_numpy(Y) if _is_device_array(Y) else _read(name, Y, ...)
+    K = network.layer_sizes[-1]
+    if Y.ndim == 0 or Y.size == 0:
+        raise DataError(f"{name}: expected one label an example, got an empty set of shape {Y.shape}")
+    if Y.ndim == 2 and Y.shape[0] == 1 and Y.shape[1] == m and m > 1:
+        raise DataError(f"{name}: expected one label a row, got shape {Y.shape}: transpose it ({name}.T)")
+    if Y.shape[0] != m:
+        raise DataError(f"{name}: expected {m} labels, as many as {X_name} has examples, got {Y.shape[0]}")
+    if Y.ndim == 1:
+        Y = Y.reshape(m, 1)
+    if network.output == "softmax":
+        return _class_numbers(name, Y, K)
+    if Y.ndim != 2 or Y.shape[1] != K:
+        hint = ": class numbers need output='softmax'" if network.output == "sigmoid" and Y.shape[1:] == (1,) else ""
+        raise DataError(
+            f"{name}: layer {len(network.layer_sizes) - 1} has {K} {network.output} unit{'s' if K != 1 else ''}, "
+            f"so expected shape ({m}, {K}), got {Y.shape}{hint}"
+        )
+    with np.errstate(over="ignore"):
+        Y = np.ascontiguousarray(Y, dtype=network.dtype)
+    if not np.isfinite(Y).all():
+        raise DataError(f"{name}: expected finite numbers, got {Y[~np.isfinite(Y)][0]} in {network.dtype}")
+    if network.output == "sigmoid" and (Y.min() < 0 or Y.max() > 1):
+        wrong = Y[(Y < 0) | (Y > 1)][0]
+        raise DataError(
+            f"{name}: a sigmoid output takes labels 0 and 1 (or a probability between), got {wrong:g}: "
+            "number the classes 0 and 1, or use output='softmax' for more than two, 'linear' for values"
+        )
+    return Y
+
+
+def _class_numbers(name: str, Y: np.ndarray, K: int) -> np.ndarray:
+    if Y.ndim == 2 and Y.shape[1] == K:
+        if not (np.isin(Y, (0, 1)).all() and (Y.sum(axis=1) == 1).all()):
+            raise DataError(f"{name}: expected one 1 and zeros in every row of one-hot labels {Y.shape}")
+        return Y.argmax(axis=1).reshape(-1, 1).astype(np.int64)
+    if Y.ndim != 2 or Y.shape[1] != 1:
+        raise DataError(
+            f"{name}: a softmax output of {K} units takes class numbers ({len(Y)},) or one-hot ({len(Y)}, {K}), "
+            f"got shape {Y.shape}"
+        )
+    if Y.dtype.kind == "f":
+        whole = np.isfinite(Y) & (np.floor(Y) == Y)
+        if not whole.all():
+            raise DataError(f"{name}: expected whole class numbers 0 to {K - 1}, got {Y[~whole][0]}")
+    if Y.min() < 0 or Y.max() >= K:
+        wrong = Y[(Y < 0) | (Y >= K)][0]
+        raise DataError(f"{name}: expected class numbers 0 to {K - 1}, as the network has {K} outputs, got {wrong}")
+    return np.ascontiguousarray(Y, dtype=np.int64)

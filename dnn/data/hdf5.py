@@ -1,0 +1,183 @@
+"""HDF5 files in the assignment's layout.
+
+    train_set_x (m, ...)   train_set_y (m,)     test_set_x   test_set_y     list_classes (K,) names
+
+Train and test may be in one file or in two, and the data sets may have other names.
+"""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Any
+
+from dnn.errors import DataError
+
+_LFS = b"version https://git-lfs"
+
+
+class Part:
+    """One part of a file: `X` (m, ...) and `Y` (m,) or (m, K), HDF5 data sets, read when they are used.
+
+    A part may lack its labels, to be predicted: then asking for `Y` is a DataError that says what the file has.
+    """
+
+    def __init__(self, X: Any, Y: Any, no_labels: str) -> None:
+        self.X = X
+        self._Y = Y
+        self._no_labels = no_labels
+
+    @property
+    def Y(self) -> Any:
+        if self._Y is None:
+            raise DataError(self._no_labels)
+        return self._Y
+
+    def __repr__(self) -> str:
+        labels = "no labels" if self._Y is None else f"Y {self._Y.shape} {self._Y.dtype}"
+        return f"X {self.X.shape} {self.X.dtype}, {labels}"
+
+
+class Dataset:
+    """An open data file: `train` and `test` (None where the file has none) and `classes` (None, or names).
+
+    A context manager; after `close` nothing more can be read from the parts.
+    """
+
+    def __init__(self, path: str, file: Any, train: Part | None, test: Part | None, classes: list[str] | None) -> None:
+        self.path = path
+        self.train = train
+        self.test = test
+        self.classes = classes
+        self._file = file
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<data set {self.path}: train {self.train}; test {self.test}>"
+
+
+def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None = None) -> Dataset:
+    """Open a data file lazily: nothing is read before it is used.
+
+    Without names: the assignment's layout, `train` and `test` each where the file has it. With `x` and `y`: those two
+    data sets are `train`, and there is no `test`. DataError says what is wrong with the file.
+    """
+    if (x is None) != (y is None):
+        raise ValueError("open_dataset: give both x and y, the names of the examples and of the labels, or neither")
+    path = fspath(path)
+    file = open_hdf5(path, DataError)
+    train: Part | None
+    test: Part | None
+    try:
+        if x is not None and y is not None:
+            train, test = _part(path, file, x, y), None
+        else:
+            train, test = (
+                _part(path, file, f"{split}_set_x", f"{split}_set_y") if f"{split}_set_x" in file else None
+                for split in ("train", "test")
+            )
+            if train is None and test is None:
+                raise DataError(
+                    f"{path}: no data set train_set_x or test_set_x: the file has {_names(file)}; "
+                    "give the names of the examples and labels as x and y"
+                )
+        classes = None
+        if "list_classes" in file:
+            names = _dataset(path, file, "list_classes")[...]
+            if names.ndim != 1:
+                raise DataError(f"{path}: list_classes: expected one name a class, got shape {names.shape}")
+            classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names]
+        return Dataset(path, file, train, test, classes)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_hdf5(path: str, error: type[Exception]) -> Any:
+    """The file, opened for reading; `error`, in one line, where it is none."""
+    import h5py  # a tenth of a second: only who opens a file pays it
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_LFS))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}") from None
+    if head == _LFS:
+        raise error(f"{path}: this is a Git LFS pointer, not the data: run 'git lfs pull' where it came from")
+    if not head:
+        raise error(f"{path}: the file is empty")
+    try:
+        return h5py.File(path, "r")
+    except OSError as cause:
+        if "truncated" in str(cause):
+            raise error(f"{path}: the HDF5 file is truncated: copy or download it again") from None
+        if not h5py.is_hdf5(path):
+            raise error(f"{path}: not an HDF5 file") from None
+        raise error(f"{path}: a damaged HDF5 file: {cause}") from None
+
+
+def _part(path: str, file: Any, x: str, y: str) -> Part:
+    X = _numbers(path, file, x)
+    missing = f"{path}: no data set {y!r}: the file has {_names(file)}"
+    if y not in file:
+        return Part(X, None, missing)
+    Y = _numbers(path, file, y)
+    if Y.shape[0] != X.shape[0] and Y.shape != (1, X.shape[0]):
+        raise DataError(f"{path}: {x} has {X.shape[0]} examples but {y} has {Y.shape[0]} labels")
+    return Part(X, Y, missing)
+
+
+def _numbers(path: str, file: Any, name: str) -> Any:
+    data = _dataset(path, file, name)
+    if not data.shape:
+        raise DataError(f"{path}: {name}: expected one example a row, got a single value")
+    if data.dtype.kind not in "biuf":
+        raise DataError(f"{path}: {name}: expected numbers, got {data.dtype}")
+    return data
+
+
+def _dataset(path: str, file: Any, name: str) -> Any:
+    """The data set of that name, stored in this very file: links into other files are not followed."""
+    import h5py
+
+    group = file
+    parts = [part for part in name.split("/") if part]
+    for i, part in enumerate(parts):
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        if link is None:
+            raise DataError(f"{path}: no data set {name!r}: the file has {_names(file)}")
+        if not isinstance(link, h5py.HardLink):
+            raise DataError(
+                f"{path}: {'/'.join(parts[: i + 1])} is a link to elsewhere: refused; store the data itself"
+            )
+        group = group[part]
+    if not isinstance(group, h5py.Dataset):
+        raise DataError(f"{path}: {name!r} is a group, not a data set: the file has {_names(file)}")
+    if group.external is not None or group.is_virtual:
+        raise DataError(f"{path}: {name} keeps its data in another file: refused; store the data itself")
+    if group.shape is None:
+        raise DataError(f"{path}: {name} holds nothing")
+    return group
+
+
+def _names(file: Any) -> str:
+    import h5py
+
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    if not names:
+        return "no data sets"
+    shown = ", ".join(sorted(names)[:20])
+    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,0 +1,21 @@
+"""What can go wrong, by whose fault. Wrong settings are ValueError and TypeError."""
+
+
+class DnnError(Exception):
+    """The base of all errors of this package."""
+
+
+class DataError(DnnError, ValueError):
+    """The data does not fit: its shape, its values, or the file it is in."""
+
+
+class ModelFileError(DnnError):
+    """A model file that is missing, damaged, or not what it says it is."""
+
+
+class NonFiniteLossError(DnnError, ArithmeticError):
+    """Training has diverged: the loss is no longer a finite number."""
+
+
+class OutputError(DnnError):
+    """Something could not be written. Nothing half-written was left."""

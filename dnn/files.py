@@ -1,0 +1,83 @@
+"""Whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+
+from dnn.errors import OutputError
+
+
+def check_writable(path: str, force: bool) -> None:
+    """OutputError now, rather than after the work, where `path` could not be written.
+
+    Its folder is made where it is missing.
+    """
+    if os.path.isdir(path):
+        raise OutputError(f"{path}: is a folder: name a file")
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{path}: exists already: choose another place, or replace it with --force (force=True)")
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not _is_special(path):
+            handle, probe = tempfile.mkstemp(dir=folder, prefix=".dnn-")
+            os.close(handle)
+            os.unlink(probe)
+    except OSError as cause:
+        raise OutputError(f"{path}: cannot be written: {cause.strerror}") from None
+
+
+def write_whole(contents: Mapping[str, bytes]) -> None:
+    """Write every path's bytes, or leave every path as it was.
+
+    Each file is written beside its place under another name, flushed to the disk, and renamed only when all of them
+    are there. A device or a pipe is written to as it is. OutputError where anything fails; nothing half-written stays.
+    """
+    temporary: dict[str, str] = {}
+    path = ""
+    try:
+        for path, content in contents.items():
+            if _is_special(path):
+                with open(path, "wb", buffering=0) as file:
+                    file.write(content)
+                continue
+            handle, temporary[path] = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".dnn-")
+            with open(handle, "wb") as file:
+                os.fchmod(handle, 0o666 & ~_umask())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in list(temporary):
+            os.replace(temporary[path], path)
+            del temporary[path]
+            _sync_folder(os.path.dirname(path) or ".")
+    except OSError as cause:
+        raise OutputError(f"{path}: cannot be written: {cause.strerror}") from None
+    finally:
+        for left in temporary.values():
+            with contextlib.suppress(OSError):
+                os.unlink(left)
+
+
+def _is_special(path: str) -> bool:
+    """A device, a pipe, a socket: nothing that a rename should replace."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: str) -> None:
+    # the rename itself reaches the disk with the folder; some systems cannot open one
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,225 @@
+"""A network: its specification, its parameters, and what one does with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends import Backend, get_backend
+from dnn.data import Examples, prepare
+from dnn.initializers import INITIALIZERS, initial_weights
+from dnn.outputs import OUTPUTS, Output
+from dnn.parameters import Parameters
+from dnn.step import ACTIVATIONS, Forward
+
+if TYPE_CHECKING:
+    from dnn.optimizers import Update
+    from dnn.training import History
+
+DTYPES = ("float32", "float64")
+
+
+class Network:
+    """A dense network: [LINEAR → activation] × (L−1) → LINEAR → output.
+
+    layer_sizes   [n_0, n_1, ..., n_L]: the inputs, the hidden layers' units, the outputs
+    activation    of the hidden layers: relu, tanh, sigmoid
+    output        sigmoid (one unit: two classes; K units: K independent labels), softmax (K classes), linear (values)
+    initializer   he_, glorot_, lecun_ with normal or uniform; course_small, course_scaled (see dnn.initializers)
+    seed          of the weights, of every epoch's shuffle and of the validation cut, on every backend the same
+    dtype         float32, float64
+    input_scale   what X is multiplied by; None: 1/255 if the first fit is on bytes, else 1
+    backend       a backend's name or None for the one in use; the network keeps the backend it was made with
+
+    `parameters["W1"]` is the device's view; assigning to it copies. `epochs` counts those trained so far, `classes`
+    names the classes where a data file did.
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        activation: str = "relu",
+        output: str = "sigmoid",
+        initializer: str = "he_normal",
+        seed: int = 0,
+        dtype: Any = "float32",
+        input_scale: float | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.check(layer_sizes, activation, output, initializer, seed, dtype, input_scale)
+        self.layer_sizes = tuple(int(size) for size in layer_sizes)
+        self.activation = activation
+        self.output = output
+        self.initializer = initializer
+        self.seed = int(seed)
+        self.dtype = np.dtype(dtype)
+        self.input_scale = None if input_scale is None else float(input_scale)
+        self.input_kind: str | None = None
+        """What the automatic input_scale was taken for: 'bytes' or 'numbers'; None where the scale was given."""
+        self.input_shape: tuple[int, ...] | None = None
+        """The shape of one example, as first fitted."""
+        self.classes: list[str] | None = None
+        self.epochs = 0
+        self.backend: Backend = get_backend(backend)
+        self.parameters = Parameters(self.backend, self.layer_sizes, self.dtype)
+        for layer, W in enumerate(initial_weights(initializer, self.layer_sizes, self.seed), start=1):
+            self.parameters[f"W{layer}"] = W
+        self._update: Update | None = None
+
+    @staticmethod
+    def check(
+        layer_sizes: Any, activation: Any, output: Any, initializer: Any, seed: Any, dtype: Any, input_scale: Any
+    ) -> None:
+        """ValueError or TypeError where no network can be made of these settings; nothing is allocated."""
+        _check_sizes(layer_sizes)
+        for name, value, choices in (
+            ("activation", activation, ACTIVATIONS),
+            ("output", output, OUTPUTS),
+            ("initializer", initializer, INITIALIZERS),
+            ("dtype", _dtype_name(dtype), DTYPES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        _check_whole("seed", seed)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 4294967295, got {seed}")
+        if output == "softmax" and layer_sizes[-1] < 2:
+            raise ValueError("output softmax needs at least 2 units, got 1: use output='sigmoid' for two classes")
+        if input_scale is not None and not (math.isfinite(input_scale) and input_scale > 0):
+            raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
+
+    # ------------------------------------------------------------------------------------- use
+
+    def fit(self, X: Any, Y: Any, **settings: Any) -> History:
+        """Train. The settings are those of `dnn.training.fit`: epochs, batch_size, optimizer, validation_data, ..."""
+        from dnn import training
+
+        return training.fit(self, X, Y, **settings)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K)."""
+        P = self._outputs(X)
+        if self.output == "softmax":
+            return P.argmax(axis=1)
+        if self.output == "sigmoid":
+            P = (P > 0.5).astype(np.int64)
+        return P[:, 0] if P.shape[1] == 1 else P
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities (m, classes): two columns for one sigmoid unit, one a label for several."""
+        if self.output == "linear":
+            raise ValueError("a linear output has no probabilities: use predict")
+        P = self._outputs(X)
+        return np.hstack([1 - P, P]) if P.shape[1] == 1 else P
+
+    def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
+        """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
+        return self._evaluate(prepare(self, X, Y))
+
+    def save(self, path: str | PathLike[str], force: bool = False) -> None:
+        """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""
+        from dnn import model_file
+
+        model_file.save(self, path, force=force)
+
+    # ------------------------------------------------------------------------------------- in words
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(int(np.prod(shape)) for _, shape in Parameters.shapes(self.layer_sizes))
+
+    def __repr__(self) -> str:
+        return (
+            f"Network({list(self.layer_sizes)}, activation={self.activation!r}, output={self.output!r}, "
+            f"initializer={self.initializer!r}, seed={self.seed}, dtype={self.dtype.name!r}, "
+            f"input_scale={self.input_scale!r}, backend={self.backend.name!r})"
+        )
+
+    def summary(self) -> str:
+        """A table of the layers: shapes and parameters; then dtype and backend. Print it."""
+        rows = [("layer", "W", "b", "activation", "parameters")]
+        last = len(self.layer_sizes) - 1
+        for layer in range(1, last + 1):
+            n_in, n_out = self.layer_sizes[layer - 1 : layer + 1]
+            activation = self.output if layer == last else self.activation
+            rows.append((str(layer), f"({n_out}, {n_in})", f"({n_out},)", activation, f"{n_out * (n_in + 1):,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1])]
+            )
+            for row in rows
+        ]
+        megabytes = self.parameters.flat.nbytes / 1e6
+        lines.append(
+            f"{self.n_parameters:,} parameters, {self.dtype.name}, {megabytes:.2f} MB, backend {self.backend.name}"
+        )
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------- inside
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _outputs(self, X: Any) -> np.ndarray:
+        """P (m, K) on the host, in batches that bound the memory."""
+        examples = prepare(self, X)
+        P = np.empty((examples.m, self.layer_sizes[-1]), self.dtype)
+        for start, step in self._batches(examples):
+            step.predict()
+            P[start : start + step.batch_size] = self.backend.to_numpy(step.output.P)
+        return P
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _evaluate(self, examples: Examples, rows: np.ndarray | None = None) -> dict[str, float]:
+        """Loss and metric of these rows of prepared examples, or of all."""
+        m = examples.m if rows is None else len(rows)
+        totals = np.zeros(2)
+        for _, step in self._batches(examples, rows):
+            step.output.reset()
+            step.evaluate()
+            loss, correct = self.backend.to_numpy(step.output.totals)
+            totals += loss * step.batch_size, correct
+        return measures(OUTPUTS[self.output], totals[0] / m, totals[1], m, self.layer_sizes[-1])
+
+    def _batches(self, examples: Examples, rows: np.ndarray | None = None) -> Any:
+        """(start, a loaded Forward) for every batch of these rows, at most two sizes."""
+        m = examples.m if rows is None else len(rows)
+        order = self.backend.asarray(np.arange(m) if rows is None else rows)
+        # about 16 MB of activations: products large enough for all cores, buffers that stay in a large cache
+        batch_size = max(1, min(m, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes))))
+        step = Forward(self, batch_size)
+        for start in range(0, m, batch_size):
+            if m - start < batch_size:
+                step = Forward(self, m - start)
+            step.load(examples, order[start : start + batch_size])
+            yield start, step
+
+
+def measures(output: type[Output], loss: float, correct: float, m: int, K: int) -> dict[str, float]:
+    """{"loss", metric}: of m examples, from their mean loss and their number of correct entries."""
+    return {"loss": float(loss), output.metric: float(output.metric_value(loss, correct, m, K))}
+
+
+def _dtype_name(dtype: Any) -> Any:
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return dtype
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+
+
+def _check_sizes(layer_sizes: Any) -> None:
+    if len(layer_sizes) < 2:
+        raise ValueError(f"layer_sizes needs the inputs and at least one layer, got {list(layer_sizes)}")
+    for layer, size in enumerate(layer_sizes):
+        where = "layer_sizes: " + ("the number of inputs" if layer == 0 else f"the size of layer {layer}")
+        _check_whole(where, size)
+        if size < 1:
+            raise ValueError(f"{where} must be at least 1, got {size}")

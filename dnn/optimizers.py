@@ -1,0 +1,186 @@
+"""Optimizers: small frozen configurations. `bind` gives the update itself, its buffers bound once.
+
+The equations stand in `functional`. To add one: its update there, a configuration and its Update here, its name in
+OPTIMIZERS.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from dnn import functional
+from dnn.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The learning rate, and what else an update needs to know."""
+
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check(self, "learning_rate", self.learning_rate >= 0, "at least 0")
+
+    def bind(self, parameters: Parameters) -> Update:
+        """The update of `parameters`, its state at zero."""
+        raise NotImplementedError
+
+    def continues(self, other: Optimizer) -> bool:
+        """Whether this is `other` but for its learning rate, and so can go on with its state."""
+        return type(self) is type(other) and replace(self, learning_rate=other.learning_rate) == other
+
+
+class Update:
+    """θ ← θ − (a step along the gradients), bound to one set of parameters.
+
+    The step reads `gradients`. `state` names the flat buffers that outlive a step. The learning rate lives on the
+    device, so that a recorded step sees it change.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+        backend = parameters.backend
+        self.optimizer = optimizer
+        self.backend = backend
+        self.parameters = parameters
+        self.gradients = parameters.like()
+        self.state = {name: backend.zeros(parameters.flat.shape, parameters.dtype) for name in self.state_names}
+        self._xp = backend.xp
+        self._scratch = backend.zeros(parameters.flat.shape, parameters.dtype)
+        self._learning_rate_64 = backend.zeros(1, np.float64)
+        self._learning_rate = backend.zeros(1, parameters.dtype)
+        self.learning_rate = optimizer.learning_rate
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.backend.to_numpy(self._learning_rate_64)[0])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate_64[...] = value
+        self._learning_rate[...] = value
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent: θ ← θ − α g."""
+
+    def bind(self, parameters: Parameters) -> Update:
+        return _SGDUpdate(self, parameters)
+
+
+class _SGDUpdate(Update):
+    def __call__(self) -> None:
+        functional.sgd(self._xp, self.parameters.flat, self.gradients.flat, self._learning_rate, scratch=self._scratch)
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """Heavy ball: v ← μ v + g, θ ← θ − α v (Polyak 1964; α outside v, as in PyTorch)."""
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
+
+    def bind(self, parameters: Parameters) -> Update:
+        return _MomentumUpdate(self, parameters)
+
+
+class _MomentumUpdate(Update):
+    state_names = ("velocity",)
+    optimizer: Momentum
+
+    def __call__(self) -> None:
+        functional.momentum(
+            self._xp,
+            self.parameters.flat,
+            self.gradients.flat,
+            self.state["velocity"],
+            self._learning_rate,
+            self.optimizer.momentum,
+            scratch=self._scratch,
+        )
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """m̂ / (√v̂ + ε) (Kingma and Ba 2015, algorithm 1), without weight decay.
+
+    eps is added to √v̂ after the bias correction, as in the paper and in PyTorch.
+    """
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "beta1", 0 <= self.beta1 < 1, "at least 0 and below 1")
+        _check(self, "beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
+        _check(self, "eps", self.eps > 0, "above 0")
+
+    def bind(self, parameters: Parameters) -> Update:
+        return _AdamUpdate(self, parameters)
+
+
+class _AdamUpdate(Update):
+    state_names = ("m", "v")
+    optimizer: Adam
+
+    def __init__(self, optimizer: Adam, parameters: Parameters) -> None:
+        super().__init__(optimizer, parameters)
+        backend, betas = self.backend, np.array([optimizer.beta1, optimizer.beta2])
+        self._betas = backend.asarray(betas)
+        self._one_minus_betas = backend.asarray(1 - betas)
+        self._powers = backend.asarray(np.ones(2))
+        self._corrections = backend.zeros(2, np.float64)
+        self._correction1, self._correction2 = self._corrections[:1], self._corrections[1:]
+        self._step_size = backend.zeros(1, parameters.dtype)
+        self._epsilon = backend.zeros(1, parameters.dtype)
+
+    def __call__(self) -> None:
+        functional.adam_factors(
+            self._xp,
+            self._learning_rate_64,
+            self.optimizer.eps,
+            self._betas,
+            self._one_minus_betas,
+            powers=self._powers,
+            c=self._corrections,
+            c1=self._correction1,
+            c2=self._correction2,
+            step_size=self._step_size,
+            epsilon=self._epsilon,
+        )
+        functional.adam(
+            self._xp,
+            self.parameters.flat,
+            self.gradients.flat,
+            self.state["m"],
+            self.state["v"],
+            self._step_size,
+            self._epsilon,
+            self.optimizer.beta1,
+            self.optimizer.beta2,
+            scratch=self._scratch,
+        )
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+
+
+def _check(optimizer: Optimizer, name: str, holds: bool, expected: str) -> None:
+    value = getattr(optimizer, name)
+    if not (holds and math.isfinite(value)):
+        raise ValueError(f"{type(optimizer).__name__}: {name} must be {expected}, got {value!r}")

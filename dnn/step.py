@@ -1,0 +1,115 @@
+"""A forward pass and a training step, every buffer bound once, for batches of one size.
+
+    forward   A_0 = X;  A_l = g(A_{l-1} W_lᵀ + b_l)  for l = 1..L-1;  Z_L = A_{L-1} W_Lᵀ + b_L;  P and the loss
+    backward  dZ_L = scale (P − Y);  for l = L..1: dW_l, db_l, dA_{l-1} from dZ_l;  dZ_{l-1} = dA_{l-1} g'(A_{l-1})
+    update    θ from the gradients
+
+A step slices nothing, looks nothing up by name, allocates nothing and reads nothing back from the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backends import Array
+from dnn import functional
+from dnn.functional import linear_backward, linear_forward
+from dnn.outputs import OUTPUTS
+
+if TYPE_CHECKING:
+    from dnn.data import Examples
+    from dnn.network import Network
+    from dnn.optimizers import Update
+
+ACTIVATIONS: dict[str, tuple[Any, Any]] = {
+    "relu": (functional.relu, functional.relu_backward),
+    "tanh": (functional.tanh, functional.tanh_backward),
+    "sigmoid": (functional.sigmoid, functional.sigmoid_backward),
+}
+
+
+class Forward:
+    """From X (m, n_in) to the output's P, and to the loss where targets are loaded.
+
+    `X` is the step's own buffer, or an array handed in that then stays bound: the network's dtype, C-contiguous or
+    the transpose of such. Each layer keeps one array: its activation is computed in place of Z.
+    """
+
+    def __init__(self, network: Network, batch_size: int, X: Array | None = None) -> None:
+        backend, parameters = network.backend, network.parameters
+        self._backend = backend
+        self._xp: Any = backend.xp
+        self._activation, self._activation_backward = ACTIVATIONS[network.activation]
+        self.batch_size = batch_size
+        self.X = backend.empty((batch_size, network.layer_sizes[0]), network.dtype) if X is None else X
+        self._layers = []
+        A_prev = self.X
+        for layer, n_out in enumerate(network.layer_sizes[1:], start=1):
+            A = backend.empty((batch_size, n_out), network.dtype)
+            self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A))
+            A_prev = A
+        *self._hidden, self._last = self._layers
+        self.output = OUTPUTS[network.output](backend, A_prev)
+
+    def load(self, examples: Examples, rows: Array) -> None:
+        """Take these rows of the examples as the batch."""
+        self._backend.gather(examples.X, rows, out=self.X)
+        if examples.targets is not None:
+            self.output.load(examples.targets, rows)
+
+    def logits(self) -> None:
+        """Z_L from X."""
+        xp, activation = self._xp, self._activation
+        for A_prev, W, b, A in self._hidden:
+            linear_forward(xp, A_prev, W, b, out=A)
+            activation(xp, A, out=A)
+        A_prev, W, b, Z = self._last
+        linear_forward(xp, A_prev, W, b, out=Z)
+
+    def predict(self) -> None:
+        """P from X."""
+        self.logits()
+        self.output.activate()
+
+    def evaluate(self) -> None:
+        """P, the loss and its tally, from X and the targets."""
+        self.logits()
+        self.output.forward()
+        self.output.tally()
+
+
+class TrainStep(Forward):
+    """Forward, loss, backward, update. After a call `output.loss` is the batch's loss before the update."""
+
+    def __init__(self, network: Network, update: Update, batch_size: int, X: Array | None = None) -> None:
+        super().__init__(network, batch_size, X)
+        backend, dtype, gradients = self._backend, network.dtype, update.gradients
+        self._update = update
+        self._ones = backend.empty(batch_size, dtype)
+        self._ones.fill(1)
+        # dA_{l-1} is computed from dZ_l into a buffer of its own, and becomes dZ_{l-1} there
+        dZ = [backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:]]
+        widest_hidden = max(network.layer_sizes[1:-1], default=0)
+        scratch = backend.empty(batch_size * widest_hidden, dtype)
+        self._dZ_last = dZ[-1]
+        self._backward = []
+        for layer in range(len(dZ), 0, -1):
+            A_prev, W, _, _ = self._layers[layer - 1]
+            below = dZ[layer - 2] if layer > 1 else None
+            mask = None if below is None else scratch[: below.size].reshape(below.shape)
+            dW, db = gradients[f"W{layer}"], gradients[f"b{layer}"]
+            self._backward.append((dZ[layer - 1], A_prev, W, dW, db, below, mask))
+
+    def __call__(self) -> None:
+        self.evaluate()
+        self.gradients()
+        self._update()
+
+    def gradients(self) -> None:
+        """dW and db of every layer, after a forward pass. The first layer's dX is not computed: nobody needs it."""
+        xp, activation_backward, ones = self._xp, self._activation_backward, self._ones
+        self.output.backward(self._dZ_last)
+        for dZ, A_prev, W, dW, db, dA_prev, scratch in self._backward:
+            linear_backward(xp, dZ, A_prev, W, ones, dW=dW, db=db, dA_prev=dA_prev)
+            if dA_prev is not None:
+                activation_backward(xp, dA_prev, A_prev, out=dA_prev, scratch=scratch)
