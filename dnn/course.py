@@ -1,0 +1,361 @@
+"""The functions of "Building your Deep Neural Network: Step by Step", by their own names, shapes and caches.
+
+The assignment's layout: one example a column, X (n_x, m), b (n, 1), AL and Y (1, m). These functions turn it into the
+engine's by transposed views and call the same mathematics; the equations are numbered as the assignment does. They run
+on whatever array type they are given, never change an input, and print only what the assignment prints on purpose.
+What they make from nothing (parameters, loaded data) is made on the backend in use. Shapes below: m examples,
+n_l units in layer l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+
+from backends import Array, Backend, backend_of, get_backend
+from dnn import functional
+from dnn.data import Examples, open_dataset
+from dnn.errors import DataError
+from dnn.initializers import initial_weights
+from dnn.network import Network
+from dnn.optimizers import SGD
+from dnn.step import TrainStep
+
+Cache = tuple[Any, ...]
+Parameters = dict[str, Array]
+
+_ACTIVATIONS = ("sigmoid", "relu")
+
+# ------------------------------------------------------------------------------------------ initialization
+
+
+def initialize_parameters(n_x: int, n_h: int, n_y: int, seed: int = 1) -> Parameters:
+    """W1 (n_h, n_x), b1 (n_h, 1), W2 (n_y, n_h), b2 (n_y, 1): W = randn · 0.01, b = 0 (section 3.1)."""
+    return initialize_parameters_deep([n_x, n_h, n_y], seed)
+
+
+def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 3) -> Parameters:
+    """Wl (n_l, n_{l-1}) = randn · 0.01, bl (n_l, 1) = 0 for l = 1..L (section 3.2)."""
+    backend, parameters = get_backend(), {}
+    for layer, W in enumerate(initial_weights("course_small", layer_dims, seed), start=1):
+        parameters[f"W{layer}"] = backend.asarray(W)
+        parameters[f"b{layer}"] = backend.zeros((W.shape[0], 1), np.float64)
+    return parameters
+
+
+# ----------------------------------------------------------------------------------------------- forward
+
+
+def sigmoid(Z: Array) -> tuple[Array, Array]:
+    """A = σ(Z) = 1 / (1 + exp(−Z)), and the cache Z. Any shape."""
+    backend, (Z,) = _arrays(Z=Z)
+    A = backend.empty(Z.shape, Z.dtype)
+    with np.errstate(over="ignore"):
+        functional.sigmoid(backend.xp, Z, out=A)
+    return A, Z
+
+
+def relu(Z: Array) -> tuple[Array, Array]:
+    """A = max(0, Z), and the cache Z. Any shape."""
+    backend, (Z,) = _arrays(Z=Z)
+    A = backend.empty(Z.shape, Z.dtype)
+    functional.relu(backend.xp, Z, out=A)
+    return A, Z
+
+
+def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, Cache]:
+    """Z = W A + b, equation (4), and the cache (A, W, b). A (n_{l-1}, m), W (n_l, n_{l-1}), b (n_l, 1), Z (n_l, m)."""
+    cache = (A, W, b)
+    backend, (A, W, b) = _arrays(A=A, W=W, b=b)
+    _check_linear(A, W, b)
+    Z = backend.empty((A.shape[1], W.shape[0]), W.dtype)
+    functional.linear_forward(backend.xp, A.T, W, b.reshape(-1), out=Z)
+    return Z.T, cache
+
+
+def linear_activation_forward(A_prev: Array, W: Array, b: Array, activation: str) -> tuple[Array, Cache]:
+    """A = g(W A_prev + b) with g "sigmoid" or "relu", and the cache ((A_prev, W, b), Z)."""
+    forward = sigmoid if _checked_activation(activation) == "sigmoid" else relu
+    Z, linear_cache = linear_forward(A_prev, W, b)
+    A, activation_cache = forward(Z)
+    return A, (linear_cache, activation_cache)
+
+
+def L_model_forward(X: Array, parameters: Parameters) -> tuple[Array, list[Cache]]:
+    """[LINEAR → RELU] × (L−1) → LINEAR → SIGMOID: AL (n_L, m) and the L caches. X (n_x, m)."""
+    L = _number_of_layers(parameters)
+    A, caches = X, []
+    for layer in range(1, L + 1):
+        activation = "sigmoid" if layer == L else "relu"
+        W, b = parameters[f"W{layer}"], parameters[f"b{layer}"]
+        try:
+            A, cache = linear_activation_forward(A, W, b, activation)
+        except DataError as error:
+            raise DataError(f"layer {layer}: {error}") from None
+        caches.append(cache)
+    return A, caches
+
+
+def compute_cost(AL: Array, Y: Array) -> Array:
+    """J = −1/m Σ_i [y_i log a_i + (1 − y_i) log(1 − a_i)], equation (7), as an array of shape (). AL, Y (1, m).
+
+    0 · log 0 is 0; a sure wrong answer costs inf.
+    """
+    backend, (AL, Y) = _arrays(AL=AL, Y=Y)
+    _check_same_shape("AL", AL, "Y", Y)
+    if len(AL.shape) != 2 or AL.shape[0] != 1 or AL.shape[1] == 0:
+        raise DataError(f"AL: expected shape (1, m) with m at least 1, got {tuple(AL.shape)}")
+    xp, m = backend.xp, Y.shape[1]
+    with np.errstate(divide="ignore"):
+        log_a = xp.log(xp.where(Y == 0, 1, AL))
+        log_1_a = xp.log(xp.where(Y == 1, 1, 1 - AL))
+    # the assignment's own order of operations: the printed digits hang on it
+    cost = (-1 / m) * (xp.dot(Y, log_a.T) + xp.dot(1 - Y, log_1_a.T))
+    return xp.squeeze(cost)
+
+
+# ---------------------------------------------------------------------------------------------- backward
+
+
+def sigmoid_backward(dA: Array, cache: Array) -> Array:
+    """dZ = dA · s (1 − s) with s = σ(Z), equation (11); the cache is Z."""
+    backend, (dA, Z) = _arrays(dA=dA, Z=cache)
+    _check_same_shape("dA", dA, "the cached Z", Z)
+    A, _ = sigmoid(Z)
+    return _activation_backward(backend, functional.sigmoid_backward, dA, A)
+
+
+def relu_backward(dA: Array, cache: Array) -> Array:
+    """dZ = dA where Z > 0, else 0, equation (11); the cache is Z."""
+    backend, (dA, Z) = _arrays(dA=dA, Z=cache)
+    _check_same_shape("dA", dA, "the cached Z", Z)
+    A, _ = relu(Z)
+    return _activation_backward(backend, functional.relu_backward, dA, A)
+
+
+def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
+    """dA_prev = Wᵀ dZ, dW = 1/m dZ A_prevᵀ, db = 1/m Σ_i dZ_i: equations (8) to (10), in the shapes of A_prev, W, b."""
+    A_prev, W, b = cache
+    backend, (dZ, A_prev, W, b) = _arrays(dZ=dZ, A_prev=A_prev, W=W, b=b)
+    _check_linear(A_prev, W, b, "A_prev")
+    (n, n_prev), m = W.shape, A_prev.shape[1]
+    if tuple(dZ.shape) != (n, m):
+        raise DataError(f"dZ: expected shape {(n, m)}, the units of W {W.shape} by the examples, got {tuple(dZ.shape)}")
+    dA_prev = backend.empty((m, n_prev), W.dtype)
+    dW, db = backend.empty((n, n_prev), W.dtype), backend.empty(n, W.dtype)
+    ones = backend.empty(m, W.dtype)
+    ones.fill(1)
+    functional.linear_backward(backend.xp, dZ.T, A_prev.T, W, ones, dW=dW, db=db, dA_prev=dA_prev)
+    dW *= 1 / m
+    db *= 1 / m
+    return dA_prev.T, dW, db.reshape(n, 1)
+
+
+def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tuple[Array, Array, Array]:
+    """dA_prev, dW, db of LINEAR → "sigmoid" or "relu", from dA (n_l, m) and the forward's cache."""
+    backward = sigmoid_backward if _checked_activation(activation) == "sigmoid" else relu_backward
+    linear_cache, activation_cache = cache
+    return linear_backward(backward(dA, activation_cache), linear_cache)
+
+
+def L_model_backward(AL: Array, Y: Array, caches: list[Cache]) -> dict[str, Array]:
+    """grads with dA0..dA(L−1), dW1..dWL, db1..dbL, starting from dAL = −(Y / AL − (1 − Y) / (1 − AL)).
+
+    Where AL is exactly 0 or 1 because its Z has saturated, dZ is its limit AL − Y.
+    """
+    grads, L = {}, len(caches)
+    backend, (AL, Y, Z) = _arrays(AL=AL, Y=Y, Z=caches[-1][1])
+    _check_same_shape("AL", AL, "the cached Z of the last layer", Z)
+    if Y.size != AL.size:
+        raise DataError(f"Y: expected as many labels as AL {tuple(AL.shape)} has entries, got shape {tuple(Y.shape)}")
+    Y = Y.reshape(AL.shape)
+    xp, (S, _) = backend.xp, sigmoid(Z)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # 0/0 is 0 here: a term with no weight, whatever its slope
+        dAL = -(xp.where(Y == 0, 0, Y / AL) - xp.where(Y == 1, 0, (1 - Y) / (1 - AL)))
+        dZ = xp.where((S == AL) & (S * (1 - S) == 0), AL - Y, sigmoid_backward(dAL, Z))
+    grads[f"dA{L - 1}"], grads[f"dW{L}"], grads[f"db{L}"] = linear_backward(dZ, caches[-1][0])
+    for layer in range(L - 1, 0, -1):
+        grads[f"dA{layer - 1}"], grads[f"dW{layer}"], grads[f"db{layer}"] = linear_activation_backward(
+            grads[f"dA{layer}"], caches[layer - 1], "relu"
+        )
+    return grads
+
+
+def update_parameters(parameters: Parameters, grads: dict[str, Array], learning_rate: float) -> Parameters:
+    """W ← W − α dW, b ← b − α db: equations (16) and (17), in a new dictionary."""
+    updated = {}
+    for name, value in parameters.items():
+        backend, (value, grad) = _arrays(**{name: value, f"d{name}": grads[f"d{name}"]})
+        _check_same_shape(name, value, f"d{name}", grad)
+        updated[name], scratch = value.copy(), backend.empty(value.shape, value.dtype)
+        functional.sgd(backend.xp, updated[name], grad, learning_rate, scratch=scratch)
+    return updated
+
+
+def print_grads(grads: dict[str, Array]) -> None:
+    """Print dW1, db1 and dA1."""
+    for name in ("dW1", "db1", "dA1"):
+        print(f"{name} = {grads[name]}")
+
+
+# ------------------------------------------------------------------------------------------- application
+
+
+def load_data(
+    train_path: str | PathLike[str], test_path: str | PathLike[str]
+) -> tuple[Array, Array, Array, Array, np.ndarray]:
+    """train_x_orig (m, ...), train_y (1, m), test_x_orig, test_y (1, m), classes, from the assignment's two files."""
+    backend = get_backend()
+    with open_dataset(train_path) as train, open_dataset(test_path) as test:
+        for data, part, split in ((train, train.train, "train"), (test, test.test, "test")):
+            if part is None:
+                raise DataError(f"{data.path}: no {split}_set_x and {split}_set_y in this file")
+        assert train.train is not None and test.test is not None
+        arrays = [
+            array
+            for part in (train.train, test.test)
+            for array in (backend.asarray(part.X[...]), backend.asarray(part.Y[...].reshape(1, -1)))
+        ]
+        names = test.classes or train.classes
+        if names is None:
+            raise DataError(f"{fspath(test_path)}: no list_classes in this file")
+    return (*arrays, np.array([name.encode() for name in names]))
+
+
+def two_layer_model(
+    X: Array,
+    Y: Array,
+    layers_dims: Sequence[int],
+    learning_rate: float = 0.0075,
+    num_iterations: int = 3000,
+    print_cost: bool = False,
+) -> tuple[Parameters, list[float]]:
+    """LINEAR → RELU → LINEAR → SIGMOID by gradient descent; layers_dims = (n_x, n_h, n_y). Seed 1, randn · 0.01.
+
+    (parameters, costs), as L_layer_model gives them.
+    """
+    if len(layers_dims) != 3:
+        raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(layers_dims)}")
+    return _model(X, Y, layers_dims, "course_small", learning_rate, num_iterations, print_cost)
+
+
+def L_layer_model(
+    X: Array,
+    Y: Array,
+    layers_dims: Sequence[int],
+    learning_rate: float = 0.0075,
+    num_iterations: int = 3000,
+    print_cost: bool = False,
+) -> tuple[Parameters, list[float]]:
+    """[LINEAR → RELU] × (L−1) → LINEAR → SIGMOID by gradient descent. X (n_x, m), Y (1, m). Seed 1, randn / √n_{l-1}.
+
+    (parameters, costs): the costs at iterations 0, 100, 200, ... and at the last, each before its update.
+    """
+    return _model(X, Y, layers_dims, "course_scaled", learning_rate, num_iterations, print_cost)
+
+
+def predict(X: Array, y: Array, parameters: Parameters) -> Array:
+    """p (1, m): 1 where AL > 0.5, else 0. Prints the accuracy against y (1, m)."""
+    AL, _ = L_model_forward(X, parameters)
+    backend, (AL, y) = _arrays(AL=AL, y=y)
+    _check_same_shape("AL", AL, "y", y)
+    p = (AL > 0.5).astype(AL.dtype)
+    print(f"Accuracy: {float(backend.xp.sum((p == y) / y.shape[1]))}")
+    return p
+
+
+def _model(
+    X: Array,
+    Y: Array,
+    layers_dims: Sequence[int],
+    initializer: str,
+    learning_rate: float,
+    num_iterations: int,
+    print_cost: bool,
+) -> tuple[Parameters, list[float]]:
+    backend, (X, Y) = _arrays(X=X, Y=Y)
+    if len(X.shape) != 2 or X.shape[0] != layers_dims[0] or layers_dims[-1] != 1:
+        raise DataError(
+            f"X {tuple(X.shape)} and layers_dims {tuple(layers_dims)}: expected X (n_x, m), n_x as the first "
+            "of layers_dims, and 1 as the last"
+        )
+    m = X.shape[1]
+    if m == 0 or tuple(Y.shape) != (1, m):
+        raise DataError(f"Y: expected shape (1, {m}), a label for every column of X, got {tuple(Y.shape)}")
+    network = Network(layers_dims, initializer=initializer, seed=1, dtype=X.dtype, backend=backend.name)
+    examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
+    step = TrainStep(network, SGD(learning_rate).bind(network.parameters), m, X=examples.X)
+    step.output.load(examples.targets, backend.asarray(np.arange(m)))
+    costs = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for i in range(num_iterations):
+            step()
+            if i % 100 == 0 or i == num_iterations - 1:
+                costs.append(float(backend.to_numpy(step.output.loss)[0]))
+                if print_cost:
+                    print(f"Cost after iteration {i}: {costs[-1]}")
+    parameters = {}
+    for layer in range(1, len(layers_dims)):
+        parameters[f"W{layer}"] = network.parameters[f"W{layer}"].copy()
+        parameters[f"b{layer}"] = network.parameters[f"b{layer}"].reshape(-1, 1).copy()
+    return parameters, costs
+
+
+# ------------------------------------------------------------------------------------------------ inside
+
+
+def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
+    """The arrays' backend, and the arrays in one floating dtype; DataError where they are not of one backend."""
+    of = {name: backend_of(array) for name, array in arrays.items()}
+    backend = next(iter(of.values()))
+    if any(other is not backend for other in of.values()):
+        where = ", ".join(f"{name} on {its.name}" for name, its in of.items())
+        raise DataError(f"expected arrays of one backend, got {where}: move them with get_backend(name).asarray")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{name}: expected numbers, got {array.dtype}")
+    dtype = np.result_type(*(array.dtype for array in arrays.values()))
+    if dtype.kind != "f":
+        dtype = np.dtype(np.float64)
+    return backend, [array.astype(dtype, copy=False) for array in arrays.values()]
+
+
+def _activation_backward(backend: Backend, backward: Any, dA: Array, A: Array) -> Array:
+    dZ, scratch = (backend.empty(A.shape, A.dtype) for _ in range(2))
+    backward(backend.xp, dA, A, out=dZ, scratch=scratch)
+    return dZ
+
+
+def _number_of_layers(parameters: Parameters) -> int:
+    L = len(parameters) // 2
+    names = [f"{letter}{layer}" for layer in range(1, L + 1) for letter in "Wb"]
+    if L == 0 or set(parameters) != set(names):
+        raise DataError(f"parameters: expected W1, b1, ..., WL, bL, got {', '.join(parameters) or 'none'}")
+    return L
+
+
+def _checked_activation(activation: str) -> str:
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    return activation
+
+
+def _check_linear(A: Array, W: Array, b: Array, name: str = "A") -> None:
+    if len(A.shape) != 2 or len(W.shape) != 2 or W.shape[1] != A.shape[0]:
+        raise DataError(
+            f"{name} has shape {tuple(A.shape)} and W {tuple(W.shape)}: expected {name} (n_prev, m) with one example a "
+            "column and W (n, n_prev) with the same n_prev; is one of them transposed?"
+        )
+    if tuple(b.shape) != (W.shape[0], 1):
+        raise DataError(
+            f"b: expected shape {(W.shape[0], 1)} for W {tuple(W.shape)}, got {tuple(b.shape)}: reshape(-1, 1)"
+        )
+
+
+def _check_same_shape(name: str, array: Array, other_name: str, other: Array) -> None:
+    if tuple(array.shape) != tuple(other.shape):
+        raise DataError(f"{name} has shape {tuple(array.shape)}, {other_name} {tuple(other.shape)}: expected the same")
