@@ -1,0 +1,35 @@
+"""dnn evaluate: a model's loss and metric on a data file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from dnn.cli.common import add_common, add_names, add_split, chosen_part, in_words, read_labels, tell_device
+from dnn.data import open_dataset
+from dnn.model_file import load
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="a model's loss and accuracy on a data file")
+    parser.add_argument("model", metavar="MODEL.h5")
+    parser.add_argument("data", metavar="DATA.h5")
+    add_split(parser)
+    add_names(parser)
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    network = load(given.model, backend=given.backend)
+    tell_device(given, network)
+    with open_dataset(given.data, given.x, given.y) as data:
+        split, part = chosen_part(data, given.split)
+        labels = read_labels(part)
+        measured = network.evaluate(part.X, labels)
+    if given.json:
+        print(json.dumps({"data": given.data, "split": split, "examples": len(labels), **measured}))
+    else:
+        print(f"{split}: {len(labels)} examples, {in_words(measured)}")

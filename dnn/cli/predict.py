@@ -1,0 +1,96 @@
+"""dnn predict: a model's answers for a data file, as CSV or as an array."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dnn.cli.common import add_common, add_names, add_split, chosen_part, tell_device
+from dnn.data import open_dataset
+from dnn.errors import DataError
+from dnn.files import check_writable, write_whole
+from dnn.model_file import load
+from dnn.network import Network
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="a model's answers for a data file",
+        description="A CSV of index, class, name, probability; of index and values for a linear output; of index and a "
+        "probability a label for several sigmoid units.",
+    )
+    parser.add_argument("model", metavar="MODEL.h5")
+    parser.add_argument("data", metavar="DATA.h5|X.npy")
+    add_split(parser)
+    add_names(parser)
+    parser.add_argument("--out", metavar="FILE.csv|.npy", help="instead of a CSV on stdout; .npy: the predictions only")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    network = load(given.model, backend=given.backend)
+    if given.out is not None:
+        check_writable(given.out, given.force)
+    tell_device(given, network)
+    if given.data.endswith(".npy"):
+        content = _answers(given, network, _load_npy(given.data))
+    else:
+        with open_dataset(given.data, given.x, given.y) as data:
+            _, part = chosen_part(data, given.split)
+            content = _answers(given, network, part.X)
+    if given.out is not None:
+        write_whole({given.out: content})
+    else:
+        sys.stdout.write(content.decode())
+
+
+def _load_npy(path: str) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read: {cause.strerror or cause}") from None
+    except (ValueError, EOFError) as cause:
+        raise DataError(f"{path}: not a plain array of numbers: {cause}") from None
+
+
+def _answers(given: argparse.Namespace, network: Network, X: Any) -> bytes:
+    if given.out is not None and given.out.endswith(".npy"):
+        array = io.BytesIO()
+        np.save(array, network.predict(X))
+        return array.getvalue()
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_rows(network, X))
+    return text.getvalue().encode()
+
+
+def _rows(network: Network, X: Any) -> Iterator[list[Any]]:
+    units = network.layer_sizes[-1]
+    if network.output == "linear":
+        values = network.predict(X).reshape(-1, units)
+        yield ["index", *(["value"] if units == 1 else [f"value_{k}" for k in range(units)])]
+        for i, row in enumerate(values):
+            yield [i, *row]
+        return
+    probabilities = network.predict_proba(X)
+    names = network.classes or [str(k) for k in range(probabilities.shape[1])]
+    if network.output == "sigmoid" and units > 1:
+        yield ["index", *names]
+        for i, row in enumerate(probabilities):
+            yield [i, *row]
+        return
+    yield ["index", "class", "name", "probability"]
+    for i, row in enumerate(probabilities):
+        # the first of equals, and class 1 only above one half, as predict has it
+        k = int(row.argmax())
+        yield [i, k, names[k], row[k]]

@@ -1,0 +1,190 @@
+"""dnn train: a data file in, a model file and its history out."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from dnn.cli.common import add_common, add_names, in_words, read_labels, tell, tell_device
+from dnn.data import Dataset, Part, open_dataset
+from dnn.errors import DataError
+from dnn.files import check_writable, write_whole
+from dnn.initializers import INITIALIZERS
+from dnn.model_file import model_bytes
+from dnn.network import DTYPES, Network
+from dnn.optimizers import OPTIMIZERS
+from dnn.outputs import OUTPUTS
+from dnn.step import ACTIVATIONS
+from dnn.training import History, fit
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a network on a data file",
+        description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The output layer follows from the "
+        "labels: two classes, one sigmoid unit; more, softmax; real values, linear.",
+    )
+    parser.add_argument(
+        "data", metavar="TRAIN.h5", help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes"
+    )
+    parser.add_argument("--test", metavar="TEST.h5", help="the test part, where it is in a file of its own")
+    add_names(parser)
+    parser.add_argument("--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layers, or none (64)")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers (relu)")
+    parser.add_argument("--output", choices=OUTPUTS, help="instead of what the labels say")
+    parser.add_argument("--initializer", choices=INITIALIZERS, default="he_normal", help="(he_normal)", metavar="NAME")
+    parser.add_argument("--epochs", metavar="N", type=int, default=20, help="(20)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="(64)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(adam)")
+    parser.add_argument("--learning-rate", metavar="F", type=float, help="(adam 0.001, sgd and momentum 0.01)")
+    parser.add_argument("--validation-split", metavar="F", type=float, default=0.0, help="share of train held back (0)")
+    parser.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="a new order each epoch")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="(0)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
+    parser.add_argument(
+        "--input-scale", metavar="F", type=float, help="X is multiplied by it (1/255 for bytes, else 1)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="(runs/<name of the data file>)")
+    parser.add_argument("--force", action="store_true", help="replace an existing model")
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> None:
+    name = os.path.splitext(os.path.basename(given.data))[0]
+    out = given.out or os.path.join("runs", name)
+    model_path, history_path = os.path.join(out, "model.h5"), os.path.join(out, "history.csv")
+    with ExitStack() as files:
+        train_data = files.enter_context(open_dataset(given.data, given.x, given.y))
+        test_data = files.enter_context(open_dataset(given.test, given.x, given.y)) if given.test else train_data
+        train, test = _parts(train_data, test_data)
+        labels = read_labels(train)
+        output, units = _output(given.output, labels, train_data)
+        # what the settings and the place for the result are worth is known now, not after the training
+        network = Network(
+            [math.prod(train.X.shape[1:]), *given.hidden, units],
+            activation=given.activation,
+            output=output,
+            initializer=given.initializer,
+            seed=given.seed,
+            dtype=given.dtype,
+            input_scale=given.input_scale,
+            backend=given.backend,
+        )
+        network.classes = _class_names(train_data, output, units)
+        optimizer = OPTIMIZERS[given.optimizer](
+            **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
+        )
+        for path in (model_path, history_path):
+            check_writable(path, given.force)
+        tell_device(given, network)
+        tell(given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output")
+        history = fit(
+            network,
+            train.X,
+            labels,
+            epochs=given.epochs,
+            batch_size=given.batch_size,
+            optimizer=optimizer,
+            validation_split=given.validation_split,
+            shuffle=given.shuffle,
+            verbose=not given.quiet,
+        )
+        measured = {"train": network.evaluate(train.X, labels)}
+        if test is not None:
+            measured["test"] = network.evaluate(test.X, read_labels(test))
+        write_whole({history_path: _csv(history), model_path: model_bytes(network)})
+    if given.json:
+        settings = {
+            name: getattr(given, name)
+            for name in ("data", "test", "hidden", "activation", "initializer", "epochs", "batch_size", "optimizer")
+        }
+        settings |= {"learning_rate": optimizer.learning_rate, "validation_split": given.validation_split}
+        settings |= {"shuffle": given.shuffle, "seed": given.seed, "dtype": given.dtype, "output": output}
+        settings |= {"input_scale": network.input_scale, "backend": network.backend.name}
+        summary = {"model": model_path, "history": history_path, "settings": settings, "test": None}
+        print(json.dumps(summary | measured | {"seconds": round(history.seconds, 3)}))
+    else:
+        for split, values in measured.items():
+            print(f"{split}: {in_words(values)}")
+        print(f"model: {model_path}")
+
+
+def _sizes(text: str) -> list[int]:
+    if text == "none":
+        return []
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 20,7,5, or none, got {text!r}") from None
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"a layer needs at least 1 unit, got {text!r}")
+    return sizes
+
+
+def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
+    if train_data.train is None:
+        raise DataError(f"{train_data.path}: it has no train part (no train_set_x)")
+    test = test_data.test
+    if test is None and test_data is not train_data:
+        # a file given as the test part may call its only part train
+        test = test_data.train
+    return train_data.train, test
+
+
+def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
+    """The output and its number of units that these labels call for."""
+    if labels.size == 0:
+        raise DataError(f"{data.path}: the labels are an empty set")
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
+        return _output_of_columns(asked, labels)
+    binary = bool(np.isin(labels, (0, 1)).all())
+    if labels.dtype.kind == "f" and not binary and asked != "softmax":
+        return asked or "linear", 1
+    if asked in ("sigmoid", "linear"):
+        return asked, 1
+    if labels.min() < 0 or (labels != np.floor(labels)).any():
+        raise DataError(
+            f"{data.path}: expected class numbers from 0 on, got {labels.min()}: --output linear takes values"
+        )
+    classes = int(labels.max()) + 1 if data.classes is None else len(data.classes)
+    if classes < 2:
+        raise DataError(f"{data.path}: all labels are 0: there is nothing to tell apart")
+    if labels.max() >= classes:
+        raise DataError(f"{data.path}: label {labels.max()} is outside the {classes} classes that list_classes names")
+    if asked == "softmax" or classes > 2:
+        return "softmax", classes
+    return "sigmoid", 1
+
+
+def _output_of_columns(asked: str | None, labels: np.ndarray) -> tuple[str, int]:
+    columns = labels.shape[1]
+    if asked is not None:
+        return asked, columns
+    if not np.isin(labels, (0, 1)).all():
+        return "linear", columns
+    return ("softmax" if (labels.sum(axis=1) == 1).all() else "sigmoid"), columns
+
+
+def _class_names(data: Dataset, output: str, units: int) -> list[str] | None:
+    if output == "linear" or data.classes is None or len(data.classes) != max(units, 2):
+        return None
+    return data.classes
+
+
+def _csv(history: History) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["epoch", *history.history])
+    writer.writerows(zip(history.epoch, *history.history.values(), strict=True))
+    return text.getvalue().encode()
