@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Installs into .venv and runs the test suite; arguments go to pytest.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare test
+
+cd "$root"
+exec "$python" -m pytest "$@"
