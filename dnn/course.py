@@ -71,8 +71,8 @@ def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, Cache]:
     cache = (A, W, b)
     backend, (A, W, b) = _arrays(A=A, W=W, b=b)
     _check_linear(A, W, b)
-    Z = backend.empty((A.shape[1], W.shape[0]), W.dtype)
-    functional.linear_forward(backend.xp, A.T, W, b.reshape(-1), out=Z)
+    Z, scratch = (backend.empty((A.shape[1], W.shape[0]), W.dtype) for _ in range(2))
+    functional.linear_forward(backend.xp, A.T, W, b.reshape(-1), out=Z, scratch=scratch)
     return Z.T, cache
 
 

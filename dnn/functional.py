@@ -19,13 +19,15 @@ from backends import Array
 # ---------------------------------------------------------------------------------------------- linear
 
 
-def linear_forward(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array) -> None:
+def linear_forward(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:
     """Z = A_prev Wᵀ + b, equation (4) of the assignment with one example a row.
 
-    A_prev (m, n_in), W (n_out, n_in), b (n_out,), out = Z (m, n_out), C-contiguous.
+    A_prev (m, n_in), W (n_out, n_in), b (n_out,), out = Z and scratch (m, n_out), C-contiguous.
     """
     xp.dot(A_prev, W.T, out=out)
-    xp.add(out, b, out=out)
+    # in two passes: adding b itself, NumPy would allocate a buffer to repeat it in, every time
+    xp.copyto(scratch, b)
+    xp.add(out, scratch, out=out)
 
 
 def linear_backward(

@@ -7,7 +7,8 @@ OPTIMIZERS.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,10 @@ class Optimizer:
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{type(self).__name__}: {setting.name} must be a number, got {value!r}")
         _check(self, "learning_rate", self.learning_rate >= 0, "at least 0")
 
     def bind(self, parameters: Parameters) -> Update:

@@ -42,11 +42,13 @@ class Forward:
         self._activation, self._activation_backward = ACTIVATIONS[network.activation]
         self.batch_size = batch_size
         self.X = backend.empty((batch_size, network.layer_sizes[0]), network.dtype) if X is None else X
+        scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), network.dtype)
         self._layers = []
         A_prev = self.X
         for layer, n_out in enumerate(network.layer_sizes[1:], start=1):
             A = backend.empty((batch_size, n_out), network.dtype)
-            self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A))
+            as_A = scratch[: A.size].reshape(A.shape)
+            self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A, as_A))
             A_prev = A
         *self._hidden, self._last = self._layers
         self.output = OUTPUTS[network.output](backend, A_prev)
@@ -60,11 +62,11 @@ class Forward:
     def logits(self) -> None:
         """Z_L from X."""
         xp, activation = self._xp, self._activation
-        for A_prev, W, b, A in self._hidden:
-            linear_forward(xp, A_prev, W, b, out=A)
+        for A_prev, W, b, A, scratch in self._hidden:
+            linear_forward(xp, A_prev, W, b, out=A, scratch=scratch)
             activation(xp, A, out=A)
-        A_prev, W, b, Z = self._last
-        linear_forward(xp, A_prev, W, b, out=Z)
+        A_prev, W, b, Z, scratch = self._last
+        linear_forward(xp, A_prev, W, b, out=Z, scratch=scratch)
 
     def predict(self) -> None:
         """P from X."""
@@ -89,16 +91,13 @@ class TrainStep(Forward):
         self._ones.fill(1)
         # dA_{l-1} is computed from dZ_l into a buffer of its own, and becomes dZ_{l-1} there
         dZ = [backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:]]
-        widest_hidden = max(network.layer_sizes[1:-1], default=0)
-        scratch = backend.empty(batch_size * widest_hidden, dtype)
         self._dZ_last = dZ[-1]
         self._backward = []
         for layer in range(len(dZ), 0, -1):
-            A_prev, W, _, _ = self._layers[layer - 1]
-            below = dZ[layer - 2] if layer > 1 else None
-            mask = None if below is None else scratch[: below.size].reshape(below.shape)
+            A_prev, W, _, _, _ = self._layers[layer - 1]
+            dA_prev, scratch = (dZ[layer - 2], self._layers[layer - 2][4]) if layer > 1 else (None, None)
             dW, db = gradients[f"W{layer}"], gradients[f"b{layer}"]
-            self._backward.append((dZ[layer - 1], A_prev, W, dW, db, below, mask))
+            self._backward.append((dZ[layer - 1], A_prev, W, dW, db, dA_prev, scratch))
 
     def __call__(self) -> None:
         self.evaluate()

@@ -1,0 +1,47 @@
+"""`backend`: every test that asks for it runs on each backend. `shared`: the folder of the assignment's data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import standin  # noqa: F401  (registers itself)
+
+from backends import Backend, BackendUnavailableError, get_backend, use_backend
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(params=["numpy", "standin", "cupy"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
+    try:
+        return get_backend(request.param)
+    except BackendUnavailableError as error:
+        if request.param in os.environ.get("DNN_REQUIRE_BACKENDS", "").split(","):
+            pytest.fail(f"DNN_REQUIRE_BACKENDS asks for it: {error}")
+        pytest.skip(str(error))
+
+
+def find_shared() -> Path:
+    """The assignment's data: in DNN_SHARED, ../shared or ./shared; where it is not, a skip."""
+    for place in (os.environ.get("DNN_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
+        if place and (Path(place) / "data").is_dir():
+            return Path(place) / "data"
+    pytest.skip("the assignment's data is not here: DNN_SHARED, ../shared or ./shared")
+
+
+@pytest.fixture
+def shared() -> Path:
+    return find_shared()
+
+
+@pytest.fixture(autouse=True)
+def _numpy_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the shell or an earlier test chose is no part of a test."""
+    monkeypatch.delenv("DNN_BACKEND", raising=False)
+    use_backend(None)
+    yield
+    use_backend(None)

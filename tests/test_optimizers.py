@@ -1,0 +1,146 @@
+"""Updates against the papers' formulas, PyTorch, and a parabola."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends import Backend, get_backend
+from dnn import SGD, Adam, Momentum
+from dnn.optimizers import OPTIMIZERS
+from dnn.parameters import Parameters
+
+CONFIGURATIONS = [SGD(0.1), Momentum(0.1), Momentum(0.05, momentum=0.5), Adam(0.01), Adam(0.1, 0.8, 0.99, 1e-3)]
+
+
+def bound(optimizer, backend: Backend, dtype=np.float64):
+    parameters = Parameters(backend, [3, 2, 1], dtype)
+    start = np.random.default_rng(0).standard_normal(parameters.flat.shape).astype(dtype)
+    parameters.flat[...] = backend.asarray(start)
+    return parameters, optimizer.bind(parameters), start
+
+
+def gradients(shape, steps=10):
+    return np.random.default_rng(1).standard_normal((steps, *shape))
+
+
+def in_formulas(optimizer, theta, grads):
+    """The updates as their papers write them."""
+    v = m = np.zeros_like(theta)
+    for t, g in enumerate(grads, start=1):
+        if isinstance(optimizer, Adam):
+            m = optimizer.beta1 * m + (1 - optimizer.beta1) * g
+            v = optimizer.beta2 * v + (1 - optimizer.beta2) * g**2
+            m_hat, v_hat = m / (1 - optimizer.beta1**t), v / (1 - optimizer.beta2**t)
+            theta = theta - optimizer.learning_rate * m_hat / (np.sqrt(v_hat) + optimizer.eps)
+        elif isinstance(optimizer, Momentum):
+            v = optimizer.momentum * v + g
+            theta = theta - optimizer.learning_rate * v
+        else:
+            theta = theta - optimizer.learning_rate * g
+    return theta
+
+
+@pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
+def test_ten_updates_are_the_papers(optimizer, backend: Backend):
+    parameters, update, start = bound(optimizer, backend)
+    grads = gradients(start.shape)
+    for g in grads:
+        update.gradients.flat[...] = backend.asarray(g)
+        update()
+    np.testing.assert_allclose(backend.to_numpy(parameters.flat), in_formulas(optimizer, start, grads), atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
+def test_ten_updates_are_pytorchs(optimizer, backend: Backend):
+    torch = pytest.importorskip("torch")
+    parameters, update, start = bound(optimizer, backend)
+    theta = torch.nn.Parameter(torch.tensor(start))
+    if isinstance(optimizer, Adam):
+        peer = torch.optim.Adam(
+            [theta], optimizer.learning_rate, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
+        )
+    else:
+        peer = torch.optim.SGD([theta], optimizer.learning_rate, momentum=getattr(optimizer, "momentum", 0))
+    for g in gradients(start.shape):
+        theta.grad = torch.tensor(g)
+        peer.step()
+        update.gradients.flat[...] = backend.asarray(g)
+        update()
+    np.testing.assert_allclose(backend.to_numpy(parameters.flat), theta.detach().numpy(), atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.2), Momentum(0.05), Adam(0.1)], ids=str)
+def test_finds_the_bottom_of_a_parabola(optimizer, backend: Backend):
+    parameters, update, _ = bound(optimizer, backend)
+    for _ in range(400):
+        update.gradients.flat[...] = parameters.flat
+        update()
+    assert np.abs(backend.to_numpy(parameters.flat)).max() < 1e-3
+
+
+@pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
+def test_padding_of_the_flat_buffer_stays_zero(optimizer, backend: Backend):
+    parameters, update, _ = bound(optimizer, backend, np.float32)
+    padding = parameters.like()
+    for view in padding.values():
+        view.fill(1)
+    outside = backend.to_numpy(padding.flat) == 0
+    parameters.flat[...] = padding.flat
+    update.gradients.flat[...] = padding.flat
+    for _ in range(3):
+        update()
+    assert outside.any() and (backend.to_numpy(parameters.flat)[outside] == 0).all()
+    assert np.isfinite(backend.to_numpy(parameters.flat)).all()
+
+
+def test_learning_rate_can_change_between_steps(backend: Backend):
+    parameters, update, start = bound(SGD(1.0), backend)
+    update.gradients.flat.fill(1)
+    update()
+    update.learning_rate = 0.25
+    update()
+    assert update.learning_rate == 0.25
+    np.testing.assert_allclose(backend.to_numpy(parameters.flat), start - 1.25, atol=1e-15)
+
+
+def test_adams_first_step_is_the_learning_rate_whatever_the_gradient():
+    for scale in (1e-3, 1.0, 1e3):
+        parameters, update, start = bound(Adam(0.01), get_backend("numpy"))
+        update.gradients.flat.fill(scale)
+        update()
+        np.testing.assert_allclose(parameters.flat, start - 0.01, rtol=0, atol=1e-6)
+
+
+def test_continues_only_where_nothing_but_the_learning_rate_differs():
+    assert Adam(0.1).continues(Adam(0.2)) and SGD(1).continues(SGD(2))
+    assert not Adam(0.1).continues(Adam(0.1, beta1=0.8))
+    assert not SGD(0.1).continues(Momentum(0.1))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: SGD(-0.1), "SGD: learning_rate must be at least 0, got -0.1"),
+        (lambda: Adam(float("nan")), "Adam: learning_rate must be at least 0, got nan"),
+        (lambda: SGD(float("inf")), "learning_rate"),
+        (lambda: Momentum(0.1, momentum=1.0), "Momentum: momentum must be at least 0 and below 1, got 1.0"),
+        (lambda: Adam(beta1=1.0), "beta1 must be at least 0 and below 1"),
+        (lambda: Adam(beta2=-0.1), "beta2"),
+        (lambda: Adam(eps=0), "eps must be above 0"),
+    ],
+)
+def test_refuses_settings_that_cannot_work(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True])
+def test_refuses_what_is_no_number(value):
+    with pytest.raises(TypeError, match="SGD: learning_rate must be a number, got"):
+        SGD(value)
+
+
+def test_every_optimizer_is_known_by_name():
+    assert {"sgd": SGD, "momentum": Momentum, "adam": Adam} == OPTIMIZERS
+    assert (SGD().learning_rate, Momentum().learning_rate, Adam().learning_rate) == (0.01, 0.01, 0.001)
