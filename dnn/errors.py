@@ -1,5 +1,7 @@
 """What can go wrong, by whose fault. Wrong settings are ValueError and TypeError."""
 
+from numbers import Integral, Real
+
 
 class DnnError(Exception):
     """The base of all errors of this package."""
@@ -19,3 +21,15 @@ class NonFiniteLossError(DnnError, ArithmeticError):
 
 class OutputError(DnnError):
     """Something could not be written. Nothing half-written was left."""
+
+
+def check_whole(name: str, value: object) -> None:
+    """TypeError where a setting is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """TypeError where a setting is no real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")

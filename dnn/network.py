@@ -11,6 +11,7 @@ import numpy as np
 
 from backends import Backend, get_backend
 from dnn.data import Examples, prepare
+from dnn.errors import check_number, check_whole
 from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.outputs import OUTPUTS, Output
 from dnn.parameters import Parameters
@@ -84,13 +85,15 @@ class Network:
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        _check_whole("seed", seed)
+        check_whole("seed", seed)
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be from 0 to 4294967295, got {seed}")
         if output == "softmax" and layer_sizes[-1] < 2:
             raise ValueError("output softmax needs at least 2 units, got 1: use output='sigmoid' for two classes")
-        if input_scale is not None and not (math.isfinite(input_scale) and input_scale > 0):
-            raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
+        if input_scale is not None:
+            check_number("input_scale", input_scale)
+            if not (math.isfinite(input_scale) and input_scale > 0):
+                raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
 
     # ------------------------------------------------------------------------------------- use
 
@@ -210,16 +213,13 @@ def _dtype_name(dtype: Any) -> Any:
         return dtype
 
 
-def _check_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-
-
 def _check_sizes(layer_sizes: Any) -> None:
+    if not isinstance(layer_sizes, (Sequence, np.ndarray)) or isinstance(layer_sizes, str):
+        raise TypeError(f"layer_sizes must be a list such as [784, 256, 10], got {layer_sizes!r}")
     if len(layer_sizes) < 2:
         raise ValueError(f"layer_sizes needs the inputs and at least one layer, got {list(layer_sizes)}")
     for layer, size in enumerate(layer_sizes):
         where = "layer_sizes: " + ("the number of inputs" if layer == 0 else f"the size of layer {layer}")
-        _check_whole(where, size)
+        check_whole(where, size)
         if size < 1:
             raise ValueError(f"{where} must be at least 1, got {size}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
 from dnn import functional
+from dnn.errors import check_number
 from dnn.parameters import Parameters
 
 
@@ -25,9 +25,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{type(self).__name__}: {setting.name} must be a number, got {value!r}")
+            check_number(f"{type(self).__name__}: {setting.name}", getattr(self, setting.name))
         _check(self, "learning_rate", self.learning_rate >= 0, "at least 0")
 
     def bind(self, parameters: Parameters) -> Update:

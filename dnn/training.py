@@ -17,7 +17,7 @@ import numpy as np
 
 from backends import Array
 from dnn.data import Examples, prepare
-from dnn.errors import DataError, NonFiniteLossError
+from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
 from dnn.network import Network, measures
 from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
 from dnn.outputs import OUTPUTS
@@ -113,7 +113,8 @@ class _Epochs:
         batch_size = min(batch_size, m)
         in_place = batch_size == m and rows is None
         self._shuffle = shuffle and batch_size < m
-        self._order = backend.asarray(np.arange(m) if rows is None else rows)
+        # a copy: shuffling writes into it
+        self._order = backend.asarray(np.arange(m) if rows is None else rows.copy())
         step = TrainStep(network, update, batch_size, X=examples.X if in_place else None)
         self._steps = [step]
         self.batches: list[tuple[TrainStep, Array | None]] = []
@@ -182,10 +183,10 @@ def _validation(
 
 def _check_settings(epochs: Any, batch_size: Any, validation_data: Any, validation_split: Any) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        check_whole(name, value)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_number("validation_split", validation_split)
     if not 0 <= validation_split < 1:
         raise ValueError(f"validation_split must be at least 0 and below 1, got {validation_split!r}")
     if validation_data is not None:

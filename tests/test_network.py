@@ -1,0 +1,167 @@
+"""A network: its settings, its answers, what it says of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dnn
+from backends import Backend, use_backend
+from dnn.errors import DataError
+
+X = np.random.default_rng(0).standard_normal((20, 3))
+
+
+def network_of(output: str, units: int, backend: Backend, **settings) -> dnn.Network:
+    return dnn.Network([3, 5, units], output=output, backend=backend.name, dtype="float64", **settings)
+
+
+def by_hand(network: dnn.Network, X: np.ndarray) -> np.ndarray:
+    """Z_L in NumPy."""
+    parameters = {name: network.backend.to_numpy(view) for name, view in network.parameters.items()}
+    hidden = np.maximum(0, X @ parameters["W1"].T + parameters["b1"])
+    return hidden @ parameters["W2"].T + parameters["b2"]
+
+
+# --------------------------------------------------------------------------------------- answers
+
+
+def test_one_sigmoid_unit_gives_two_classes(backend: Backend):
+    network = network_of("sigmoid", 1, backend)
+    P = 1 / (1 + np.exp(-by_hand(network, X)[:, 0]))
+    probabilities, classes = network.predict_proba(X), network.predict(X)
+    assert type(probabilities) is np.ndarray and type(classes) is np.ndarray
+    np.testing.assert_allclose(probabilities, np.column_stack([1 - P, P]), atol=1e-14)
+    np.testing.assert_array_equal(classes, P > 0.5)
+    assert classes.shape == (20,) and classes.dtype == np.int64 and 0 < classes.sum() < 20
+
+
+def test_several_sigmoid_units_give_labels(backend: Backend):
+    network = network_of("sigmoid", 4, backend)
+    P = 1 / (1 + np.exp(-by_hand(network, X)))
+    np.testing.assert_allclose(network.predict_proba(X), P, atol=1e-14)
+    np.testing.assert_array_equal(network.predict(X), P > 0.5)
+
+
+def test_softmax_gives_class_numbers(backend: Backend):
+    network = network_of("softmax", 4, backend)
+    E = np.exp(by_hand(network, X))
+    np.testing.assert_allclose(network.predict_proba(X), E / E.sum(axis=1, keepdims=True), atol=1e-14)
+    np.testing.assert_array_equal(network.predict(X), E.argmax(axis=1))
+    assert network.predict(X).shape == (20,)
+
+
+@pytest.mark.parametrize(("units", "shape"), [(1, (20,)), (2, (20, 2))])
+def test_linear_gives_values_and_no_probabilities(units, shape, backend: Backend):
+    network = network_of("linear", units, backend)
+    values = network.predict(X)
+    assert values.shape == shape
+    np.testing.assert_allclose(values.reshape(20, -1), by_hand(network, X), atol=1e-14)
+    with pytest.raises(ValueError, match="a linear output has no probabilities: use predict"):
+        network.predict_proba(X)
+
+
+def test_evaluate_gives_python_floats_of_the_means(backend: Backend):
+    network = network_of("softmax", 4, backend)
+    Y = np.arange(20) % 4
+    P = network.predict_proba(X)
+    measured = network.evaluate(X, Y)
+    assert list(measured) == ["loss", "accuracy"] and {type(value) for value in measured.values()} == {float}
+    assert measured["loss"] == pytest.approx(-np.log(P[np.arange(20), Y]).mean(), abs=1e-12)
+    assert measured["accuracy"] == (network.predict(X) == Y).mean()
+    network = network_of("linear", 1, backend)
+    errors = network.predict(X) - Y
+    measured = network.evaluate(X, Y)
+    assert list(measured) == ["loss", "rmse"]
+    assert measured["loss"] == pytest.approx((errors**2).mean())
+    assert measured["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
+
+
+def test_many_batches_give_what_one_gives(backend: Backend, monkeypatch):
+    # wide layers make small batches: 16 MB of activations at most
+    network = dnn.Network([2, 100_000, 2], output="softmax", backend=backend.name)
+    rows = np.random.default_rng(1).standard_normal((50, 2)).astype(np.float32)
+    batches = [step.batch_size for _, step in network._batches(dnn.data.prepare(network, rows))]
+    assert len(batches) == 2 and sum(batches) == 50
+    each = np.vstack([network.predict_proba(row[None]) for row in rows])
+    np.testing.assert_allclose(network.predict_proba(rows), each, rtol=1e-4)
+
+
+def test_a_network_keeps_the_backend_it_was_made_with():
+    with use_backend("standin"):
+        network = dnn.Network([3, 2], output="softmax")
+    assert network.backend.name == "standin"
+    assert type(network.predict(X)) is np.ndarray
+
+
+def test_the_devices_own_arrays_are_taken(backend: Backend):
+    network = network_of("softmax", 4, backend)
+    on_device, labels = backend.asarray(X), backend.asarray(np.arange(20) % 4)
+    np.testing.assert_array_equal(network.predict(on_device), network.predict(X))
+    assert network.evaluate(on_device, labels) == network.evaluate(X, np.arange(20) % 4)
+    network.fit(on_device, labels, epochs=2)
+    before = backend.to_numpy(on_device)
+    np.testing.assert_array_equal(before, X)
+
+
+# -------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "complaint"),
+    [
+        ({"layer_sizes": [3]}, ValueError, "at least one layer"),
+        ({"layer_sizes": [3, 0, 1]}, ValueError, "the size of layer 1 must be at least 1, got 0"),
+        ({"layer_sizes": [0, 1]}, ValueError, "the number of inputs must be at least 1, got 0"),
+        ({"layer_sizes": [3, 2.5, 1]}, TypeError, "the size of layer 1 must be a whole number, got 2.5"),
+        ({"layer_sizes": [3, True]}, TypeError, "whole number, got True"),
+        ({"layer_sizes": 7}, TypeError, "layer_sizes"),
+        ({"layer_sizes": [3, 1], "output": "softmax"}, ValueError, "use output='sigmoid'"),
+        ({"activation": "swish"}, ValueError, "activation must be one of relu, tanh, sigmoid, got 'swish'"),
+        ({"output": "relu"}, ValueError, "output must be one of sigmoid, softmax, linear"),
+        ({"initializer": "xavier"}, ValueError, "initializer must be one of he_normal"),
+        ({"dtype": "int32"}, ValueError, "dtype must be one of float32, float64, got 'int32'"),
+        ({"seed": -1}, ValueError, "seed must be from 0"),
+        ({"seed": "one"}, TypeError, "seed must be a whole number"),
+        ({"input_scale": 0}, ValueError, "input_scale must be a finite number above 0"),
+        ({"input_scale": float("nan")}, ValueError, "input_scale"),
+        ({"input_scale": "1/255"}, TypeError, "input_scale must be a number"),
+    ],
+)
+def test_refuses_settings_that_make_no_network(settings, error, complaint):
+    with pytest.raises(error, match=complaint):
+        dnn.Network(**({"layer_sizes": [3, 1]} | settings))
+
+
+def test_numpy_whole_numbers_and_dtypes_are_taken():
+    network = dnn.Network(np.array([3, 2]), output="softmax", dtype=np.float64, seed=np.int64(3))
+    assert network.layer_sizes == (3, 2) and network.dtype == np.float64 and type(network.seed) is int
+
+
+def test_what_it_says_of_itself_can_be_read(backend: Backend):
+    network = dnn.Network([12288, 20, 7, 5, 1], seed=1, backend=backend.name)
+    assert repr(network) == (
+        "Network([12288, 20, 7, 5, 1], activation='relu', output='sigmoid', initializer='he_normal', seed=1, "
+        f"dtype='float32', input_scale=None, backend='{backend.name}')"
+    )
+    lines = network.summary().splitlines()
+    assert lines[0].split() == ["layer", "W", "b", "activation", "parameters"]
+    assert lines[1].split() == ["1", "(20,", "12288)", "(20,)", "relu", "245,780"]
+    assert lines[4].split() == ["4", "(1,", "5)", "(1,)", "sigmoid", "6"]
+    assert "245,973 parameters, float32" in lines[5] and backend.name in lines[5]
+    assert network.n_parameters == 12288 * 20 + 20 + 20 * 7 + 7 + 7 * 5 + 5 + 5 + 1
+
+
+def test_setting_parameters_by_hand_changes_the_answers(backend: Backend):
+    network = dnn.Network([2, 1], output="linear", backend=backend.name)
+    network.parameters["W1"] = [[2.0, -1.0]]
+    network.parameters["b1"] = np.array([0.5])
+    np.testing.assert_allclose(network.predict([[1.0, 1.0], [0.0, 3.0]]), [1.5, -2.5])
+
+
+def test_wrong_feature_count_names_the_layer_both_shapes_and_the_fix(backend: Backend):
+    network = network_of("sigmoid", 1, backend)
+    with pytest.raises(DataError, match=r"layer 1: X has shape \(20, 2\).*W1 \(5, 3\) takes 3: give 3 features"):
+        network.predict(X[:, :2])
+    with pytest.raises(DataError, match="transpose X"):
+        network.predict(X.T)
