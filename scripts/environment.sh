@@ -31,7 +31,7 @@ prepare() {
     local wanted
     wanted="$(IFS=,; echo "${missing[*]}")"
     if ! "$python" -m pip install --disable-pip-version-check --editable "$root[$wanted]" > "$venv/pip.log" 2>&1; then
-        if grep -qE 'NewConnectionError|ConnectTimeout|Name or service not known|name resolution|ProxyError' "$venv/pip.log"
+        if grep -qE 'NewConnectionError|ConnectTimeout|Name or service not known|name resolution|ProxyError|from versions: none' "$venv/pip.log"
         then
             fail "no network: the first run downloads the packages; connect and run it again (log: $venv/pip.log)"
         fi

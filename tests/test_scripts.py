@@ -1,0 +1,140 @@
+"""The two set-up commands: what they install, what they leave alone, and what they say where they cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import dnn
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The project's scripts and pyproject.toml in a folder whose name has a space, with no environment yet."""
+    place = tmp_path / "a copy"
+    (place / "scripts").mkdir(parents=True)
+    for name in ("environment.sh", "demo.sh", "test.sh", "make_dataset.py"):
+        shutil.copy(ROOT / "scripts" / name, place / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", place)
+    return place
+
+
+def interpreter(place: Path, body: str) -> Path:
+    """A python of our own."""
+    path = place / "python"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def run(script: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+def test_without_a_new_enough_python_one_line_says_what_to_do(script, copy: Path, tmp_path: Path):
+    old = interpreter(tmp_path, 'case "$*" in *version_info*) exit 1;; esac')
+    done = run(copy / "scripts" / script, cwd=tmp_path, PYTHON=str(old))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"{script}: needs Python 3.11 or newer: install it, or name one: PYTHON=/path/to/python3"
+    ]
+    assert not (copy / ".venv").exists()
+
+
+def test_without_the_venv_module_one_line_says_what_to_install(copy: Path, tmp_path: Path):
+    bare = interpreter(tmp_path, 'case "$*" in *ensurepip*) exit 1;; esac')
+    done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PYTHON=str(bare))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"demo.sh: {bare} has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or set PYTHON"
+    ]
+    assert not (copy / ".venv").exists()
+
+
+def test_without_a_network_one_line_says_so(copy: Path, tmp_path: Path):
+    offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PYTHON=sys.executable, **offline)
+    assert done.returncode == 1
+    announced, told = done.stderr.splitlines()
+    assert announced.startswith("installing into")
+    assert told.startswith("demo.sh: no network: the first run downloads the packages")
+    # nothing says that it is installed: the next run begins anew
+    assert not list((copy / ".venv").glob("installed-*"))
+
+
+def pretend_installed(copy: Path, *extras: str) -> None:
+    """An environment that is there already, with this interpreter in it."""
+    venv = copy / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    shell = venv / "bin" / "python"
+    shell.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
+    shell.chmod(0o755)
+    with open(copy / "pyproject.toml", "rb") as file:
+        checksum = subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout.strip()
+    (venv / "installed-for").write_text(f"{copy} {checksum}\n")
+    for extra in extras:
+        (venv / f"installed-{extra}").touch()
+
+
+def test_the_demo_from_another_folder_in_an_environment_that_is_there(copy: Path, tmp_path: Path):
+    pytest.importorskip("sklearn")
+    pretend_installed(copy, "demo")
+    for _ in range(2):  # the second replaces the first's model
+        done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PIP_INDEX_URL="http://127.0.0.1:9/simple")
+        assert done.returncode == 0, done.stderr
+        assert "installing" not in done.stderr and "backend numpy" in done.stderr
+        train, test, model = done.stdout.splitlines()
+        assert train.startswith("train: loss") and test.startswith("test: loss")
+        assert float(test.split()[-1]) >= 0.97
+        path = Path(model.removeprefix("model: "))
+        assert path == copy / "runs" / "digits" / "model.h5"
+        assert dnn.load(path).layer_sizes == (64, 64, 32, 10)
+    assert os.listdir(tmp_path) == [copy.name]
+
+
+def test_arguments_of_the_test_script_go_to_pytest(copy: Path, tmp_path: Path):
+    pretend_installed(copy, "test")
+    (copy / "tests").mkdir()
+    (copy / "tests" / "test_one.py").write_text("def test_right(): pass\ndef test_wrong(): assert False\n")
+    done = run(copy / "scripts" / "test.sh", "-q", "-k", "right", cwd=tmp_path)
+    assert done.returncode == 0 and "1 passed, 1 deselected" in done.stdout
+    assert run(copy / "scripts" / "test.sh", "-q", cwd=tmp_path).returncode == 1
+
+
+def test_a_changed_pyproject_is_installed_anew(copy: Path, tmp_path: Path):
+    pretend_installed(copy, "demo")
+    with open(copy / "pyproject.toml", "a") as file:
+        file.write("\n# changed\n")
+    failing = interpreter(tmp_path, 'case "$*" in *ensurepip*) exit 1;; esac')
+    done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PYTHON=str(failing))
+    assert "no venv module" in done.stderr
+
+
+def test_the_digits_are_bytes_in_the_assignments_layout(tmp_path: Path):
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+
+    path = tmp_path / "new folder" / "digits.h5"
+    subprocess.run([sys.executable, ROOT / "scripts" / "make_dataset.py", path], cwd=tmp_path, check=True)
+    with dnn.open_dataset(path) as data:
+        assert data.train.X.shape == (1437, 8, 8) and data.test.X.shape == (360, 8, 8)
+        assert data.train.X.dtype == "uint8" and data.train.Y.shape == (1437,)
+        assert data.classes == [str(digit) for digit in range(10)]
+        pictures = {picture.tobytes() for part in (data.train, data.test) for picture in part.X[...]}
+        assert data.train.X[...].max() == 255
+    expected = (load_digits().images * 255 / 16).round().astype("uint8")
+    assert pictures == {picture.tobytes() for picture in expected}
