@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,12 @@ class NumpyBackend(Backend):
         return f"CPU ({platform.machine()}, {cores} core{'s' if cores != 1 else ''})"
 
     def memory(self) -> tuple[int, int]:
-        page = os.sysconf("SC_PAGE_SIZE")
-        return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:  # Windows does not say: then nothing is refused for want of memory
+            return sys.maxsize, sys.maxsize
+        page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+        free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in names else total  # macOS lacks it
+        return page * free, page * total
 
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic))
