@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +46,13 @@ def _numpy_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     use_backend(None)
     yield
     use_backend(None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped and why, a line a reason."""
+    skips = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skips)
+    if reasons:
+        terminalreporter.section("skipped")
+    for reason, times in reasons.most_common():
+        terminalreporter.write_line(f"{times} x {reason}")
