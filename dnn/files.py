@@ -19,13 +19,15 @@ def check_writable(path: str, force: bool) -> None:
         raise OutputError(f"{path}: is a folder: name a file")
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path}: exists already: choose another place, or replace it with --force (force=True)")
-    folder = os.path.dirname(path) or "."
+    folder = os.path.dirname(os.path.realpath(path))
     try:
         os.makedirs(folder, exist_ok=True)
         if not _is_special(path):
             handle, probe = tempfile.mkstemp(dir=folder, prefix=".dnn-")
             os.close(handle)
             os.unlink(probe)
+    except (FileExistsError, NotADirectoryError) as cause:
+        raise OutputError(f"{path}: cannot be written: {cause.filename} is not a folder") from None
     except OSError as cause:
         raise OutputError(f"{path}: cannot be written: {cause.strerror}") from None
 
@@ -34,8 +36,10 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
     """Write every path's bytes, or leave every path as it was.
 
     Each file is written beside its place under another name, flushed to the disk, and renamed only when all of them
-    are there. A device or a pipe is written to as it is. OutputError where anything fails; nothing half-written stays.
+    are there. A link stays one: what it points to is replaced. A device or a pipe is written to as it is. OutputError
+    where anything fails; nothing half-written stays.
     """
+    contents = {os.path.realpath(path): content for path, content in contents.items()}
     temporary: dict[str, str] = {}
     path = ""
     try:
@@ -44,16 +48,16 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
                 with open(path, "wb", buffering=0) as file:
                     file.write(content)
                 continue
-            handle, temporary[path] = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".dnn-")
+            handle, temporary[path] = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".dnn-")
             with open(handle, "wb") as file:
-                os.fchmod(handle, 0o666 & ~_umask())
+                os.chmod(temporary[path], 0o666 & ~_umask())
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         for path in list(temporary):
             os.replace(temporary[path], path)
             del temporary[path]
-            _sync_folder(os.path.dirname(path) or ".")
+            _sync_folder(os.path.dirname(path))
     except OSError as cause:
         raise OutputError(f"{path}: cannot be written: {cause.strerror}") from None
     finally:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
-from dnn.data.hdf5 import open_hdf5
+from dnn.data.hdf5 import damage_told, open_hdf5
 from dnn.errors import ModelFileError
 from dnn.files import check_writable, write_whole
 from dnn.network import Network
@@ -75,16 +76,13 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     ModelFileError says what is wrong with the file.
     """
     path = fspath(path)
-    with open_hdf5(path, ModelFileError) as file:
+    with open_hdf5(path, ModelFileError) as file, damage_told(path, ModelFileError):
         architecture, settings = _architecture(path, file)
         tensors = _checked_tensors(path, file, settings)
         classes = _checked_classes(path, file, settings)
         network = Network(**settings, backend=backend)
         for name, tensor in tensors.items():
-            try:
-                values = tensor[...]
-            except OSError as cause:
-                raise ModelFileError(f"{path}: parameters/{name}: damaged data: {cause}") from None
+            values = tensor[...]
             if not np.isfinite(values).all():
                 raise ModelFileError(f"{path}: parameters/{name} holds numbers that are not finite")
             network.parameters[name] = values
@@ -111,21 +109,22 @@ def _architecture(path: str, file: Any) -> tuple[dict[str, Any], dict[str, Any]]
             raise ValueError("no JSON text of a sane length")
         architecture = json.loads(text)
         settings = {name: architecture[name] for name in _SETTINGS}
+        Network.check(**settings)
         kind, shape, epochs = (architecture[name] for name in ("input_kind", "input_shape", "epochs"))
         if kind not in (None, "bytes", "numbers"):
             raise ValueError(f"input_kind {kind!r}")
         if shape is not None and (
             not isinstance(shape, list)
             or not all(type(n) is int and n > 0 for n in shape)
-            or np.prod([float(n) for n in shape]) != settings["layer_sizes"][0]
+            or math.prod(shape) != settings["layer_sizes"][0]
         ):
             raise ValueError(f"input_shape {shape!r}")
         if type(epochs) is not int or epochs < 0:
             raise ValueError(f"epochs {epochs!r}")
     except KeyError as cause:
         raise ModelFileError(f"{path}: its architecture lacks {cause}") from None
-    except (ValueError, TypeError, IndexError, RecursionError) as cause:
-        raise ModelFileError(f"{path}: its architecture cannot be read: {cause}") from None
+    except (ValueError, TypeError, RecursionError) as cause:
+        raise ModelFileError(f"{path}: its architecture cannot be used: {cause}") from None
     return architecture, settings
 
 
@@ -133,11 +132,7 @@ def _checked_tensors(path: str, file: Any, settings: dict[str, Any]) -> dict[str
     """The parameters' data sets, each of the shape and dtype the architecture says and stored in full in this file."""
     import h5py
 
-    try:
-        Network.check(**settings)
-        shapes = dict(Parameters.shapes(settings["layer_sizes"]))
-    except (ValueError, TypeError) as cause:
-        raise ModelFileError(f"{path}: its architecture cannot be used: {cause}") from None
+    shapes = dict(Parameters.shapes(settings["layer_sizes"]))
     if not isinstance(file.get("parameters", getlink=True), h5py.HardLink) or not isinstance(
         file["parameters"], h5py.Group
     ):

@@ -7,11 +7,14 @@ Train and test may be in one file or in two, and the data sets may have other na
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
-from dnn.errors import DataError
+from backends import BackendUnavailableError
+from dnn.errors import DataError, DnnError
 
 _LFS = b"version https://git-lfs"
 
@@ -79,28 +82,40 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
     train: Part | None
     test: Part | None
     try:
-        if x is not None and y is not None:
-            train, test = _part(path, file, x, y), None
-        else:
-            train, test = (
-                _part(path, file, f"{split}_set_x", f"{split}_set_y") if f"{split}_set_x" in file else None
-                for split in ("train", "test")
-            )
-            if train is None and test is None:
-                raise DataError(
-                    f"{path}: no data set train_set_x or test_set_x: the file has {_names(file)}; "
-                    "give the names of the examples and labels as x and y"
+        with damage_told(path, DataError):
+            if x is not None and y is not None:
+                train, test = _part(path, file, x, y), None
+            else:
+                train, test = (
+                    _part(path, file, f"{split}_set_x", f"{split}_set_y") if f"{split}_set_x" in file else None
+                    for split in ("train", "test")
                 )
-        classes = None
-        if "list_classes" in file:
-            names = _dataset(path, file, "list_classes")[...]
-            if names.ndim != 1:
-                raise DataError(f"{path}: list_classes: expected one name a class, got shape {names.shape}")
-            classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names]
+                if train is None and test is None:
+                    raise DataError(
+                        f"{path}: no data set train_set_x or test_set_x: the file has {_names(file)}; "
+                        "give the names of the examples and labels as x and y"
+                    )
+            classes = None
+            if "list_classes" in file:
+                names = _dataset(path, file, "list_classes")[...]
+                if names.ndim != 1:
+                    raise DataError(f"{path}: list_classes: expected one name a class, got shape {names.shape}")
+                classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names]
         return Dataset(path, file, train, test, classes)
     except BaseException:
         file.close()
         raise
+
+
+@contextmanager
+def damage_told(path: str, error: type[Exception]) -> Iterator[None]:
+    """What h5py raises on a damaged file, a KeyError as likely as an OSError, as `error` in one line."""
+    try:
+        yield
+    except (DnnError, BackendUnavailableError):
+        raise
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as cause:
+        raise error(f"{path}: a damaged HDF5 file: {' '.join(str(cause).split())}") from cause
 
 
 def open_hdf5(path: str, error: type[Exception]) -> Any:

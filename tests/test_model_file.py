@@ -1,0 +1,226 @@
+"""Model files: the same network back, and a clear word on every file that is not one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import dnn
+from backends import Backend
+from dnn.errors import DataError, ModelFileError, OutputError
+
+X = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+Y = np.arange(12) % 4
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A trained model in a file."""
+    network = dnn.Network([3, 5, 4], output="softmax", seed=2)
+    network.classes = ["a", "b", "ç", "d"]
+    network.fit(X, Y, epochs=2)
+    network.save(tmp_path / "model.h5")
+    return tmp_path / "model.h5"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 2), ("softmax", 4), ("linear", 2)])
+def test_the_network_comes_back_to_the_bit(output, units, dtype, backend: Backend, tmp_path: Path):
+    network = dnn.Network(
+        [3, 5, units], output=output, activation="tanh", dtype=dtype, seed=7, input_scale=0.5, backend=backend.name
+    )
+    targets = Y if output == "softmax" else np.random.default_rng(1).random((12, units))
+    network.fit(X.reshape(12, 1, 3), targets, epochs=3)
+    network.save(tmp_path / "model.h5")
+    again = dnn.load(tmp_path / "model.h5", backend=backend.name)
+    assert repr(again) == repr(network)
+    for name, view in network.parameters.items():
+        np.testing.assert_array_equal(backend.to_numpy(again.parameters[name]), backend.to_numpy(view))
+    np.testing.assert_array_equal(again.predict(X), network.predict(X))
+    assert (again.epochs, again.input_shape, again.input_kind) == (3, (1, 3), None)
+
+
+def test_a_model_moves_between_backends(model: Path, backend: Backend):
+    np.testing.assert_allclose(
+        dnn.load(model, backend=backend.name).predict_proba(X), dnn.load(model).predict_proba(X), rtol=1e-6
+    )
+
+
+def test_scaling_and_the_kind_of_input_come_back(tmp_path: Path):
+    network = dnn.Network([3, 2], output="softmax")
+    network.fit(np.arange(36, dtype=np.uint8).reshape(12, 3), Y % 2, epochs=1)
+    network.save(tmp_path / "model.h5")
+    again = dnn.load(tmp_path / "model.h5")
+    assert again.input_scale == 1 / 255
+    with pytest.raises(DataError, match=r"trained on uint8, scaled by 1/255; got float32: give uint8"):
+        again.predict(X)
+
+
+def test_an_untrained_network_comes_back_untrained(tmp_path: Path):
+    dnn.Network([3, 2], output="softmax").save(tmp_path / "model.h5")
+    again = dnn.load(tmp_path / "model.h5")
+    assert again.input_scale is None and again.input_shape is None and again.epochs == 0
+
+
+def test_the_file_has_names_shapes_and_no_pickle(model: Path):
+    with h5py.File(model) as file:
+        assert file.attrs["dnn_version"] == dnn.__version__
+        assert json.loads(file.attrs["architecture"])["layer_sizes"] == [3, 5, 4]
+        shapes = {name: tensor.shape for name, tensor in file["parameters"].items()}
+        assert shapes == {"W1": (5, 3), "W2": (4, 5), "b1": (5,), "b2": (4,)}
+    assert dnn.load(model).classes == ["a", "b", "ç", "d"]
+
+
+def test_an_existing_model_is_replaced_only_by_force(model: Path):
+    before, other = model.read_bytes(), dnn.Network([2, 1])
+    with pytest.raises(OutputError, match="exists already"):
+        other.save(model)
+    assert model.read_bytes() == before
+    other.save(model, force=True)
+    assert dnn.load(model).layer_sizes == (2, 1)
+    assert [path.name for path in model.parent.iterdir()] == ["model.h5"]
+
+
+# --------------------------------------------------------------------------------------- damaged files
+
+
+def edit_architecture(**changes):
+    def edit(file: h5py.File) -> None:
+        architecture = json.loads(file.attrs["architecture"]) | changes
+        file.attrs["architecture"] = json.dumps({k: v for k, v in architecture.items() if v != "gone"})
+
+    return edit
+
+
+def replace_tensor(name: str, value):
+    def edit(file: h5py.File) -> None:
+        del file["parameters"][name]
+        if value is not None:
+            file["parameters"][name] = value
+
+    return edit
+
+
+def one_nan(file: h5py.File) -> None:
+    file["parameters/W2"][1, 2] = np.nan
+
+
+def soft_link(file: h5py.File) -> None:
+    del file["parameters/b1"]
+    file["parameters/b1"] = h5py.SoftLink("/classes")
+
+
+def external_link(file: h5py.File) -> None:
+    del file["parameters"]
+    file["parameters"] = h5py.ExternalLink("other.h5", "/parameters")
+
+
+def never_written(file: h5py.File) -> None:
+    del file["parameters/W1"]
+    file["parameters"].create_dataset("W1", shape=(5, 3), dtype="f4")
+
+
+def virtual(file: h5py.File) -> None:
+    del file["parameters/b1"]
+    layout = h5py.VirtualLayout(shape=(5,), dtype="f4")
+    layout[:] = h5py.VirtualSource("other.h5", "b1", shape=(5,))
+    file["parameters"].create_virtual_dataset("b1", layout)
+
+
+DAMAGE = {
+    "a tensor of the wrong shape": (replace_tensor("W1", np.zeros((3, 5), "f4")), r"layer 1: .*\(3, 5\).*\(5, 3\)"),
+    "a tensor of the wrong dtype": (replace_tensor("b2", np.zeros(4)), r"layer 2: .*float64.*float32"),
+    "a tensor of text": (replace_tensor("b2", np.array([b"a"] * 4)), "layer 2"),
+    "a tensor missing": (replace_tensor("b2", None), "W1, W2, b1, b2; the file has W1, W2, b1"),
+    "a tensor too many": (lambda file: file.create_dataset("parameters/W3", data=1), "the file has W1, W2, W3"),
+    "a group for a tensor": (lambda file: (replace_tensor("b2", None)(file), file.create_group("parameters/b2")), "b2"),
+    "a number that is none": (one_nan, "parameters/W2 holds numbers that are not finite"),
+    "a tensor by a soft link": (soft_link, "parameters/b1 is not a data set of this file"),
+    "tensors in another file": (external_link, "no group 'parameters'"),
+    "a tensor that was never written": (never_written, "not stored in full"),
+    "a virtual tensor": (virtual, "not stored in full"),
+    "no parameters": (lambda file: file.__delitem__("parameters"), "no group 'parameters'"),
+    "no format": (lambda file: file.attrs.__delitem__("format"), "not a model of dnn"),
+    "a format of other type": (lambda file: file.attrs.__setitem__("format", 7), "not a model of dnn"),
+    "a newer version": (lambda file: file.attrs.__setitem__("format_version", 2), "model format 2; this dnn reads 1"),
+    "no architecture": (lambda file: file.attrs.__delitem__("architecture"), "architecture cannot be used"),
+    "no JSON": (lambda file: file.attrs.__setitem__("architecture", "{"), "architecture cannot be used"),
+    "JSON of another kind": (lambda file: file.attrs.__setitem__("architecture", "[1]"), "architecture cannot be used"),
+    "deep JSON": (lambda file: file.attrs.__setitem__("architecture", "[" * 50_000), "architecture cannot be used"),
+    "a setting missing": (edit_architecture(seed="gone"), "its architecture lacks 'seed'"),
+    "an unknown activation": (edit_architecture(activation="swish"), "activation must be one of"),
+    "a layer of size 0": (edit_architecture(layer_sizes=[3, 0, 4]), "must be at least 1"),
+    "a layer of size text": (edit_architecture(layer_sizes=[3, "5", 4]), "whole number"),
+    "sizes that are no list": (edit_architecture(layer_sizes=12), "layer_sizes"),
+    "huge layers": (edit_architecture(layer_sizes=[3, 10**12, 4]), r"\(1000000000000, 3\)"),
+    "sizes of other tensors": (edit_architecture(layer_sizes=[3, 6, 4]), r"layer 1: .*\(5, 3\).*\(6, 3\)"),
+    "an impossible scale": (edit_architecture(input_scale=-1), "input_scale"),
+    "a scale of text": (edit_architecture(input_scale="big"), "input_scale"),
+    "an unknown kind of input": (edit_architecture(input_kind="pixels"), "input_kind"),
+    "another input shape": (edit_architecture(input_shape=[2, 2]), "input_shape"),
+    "an endless input shape": (edit_architecture(input_shape=[10**400]), "input_shape"),
+    "epochs below zero": (edit_architecture(epochs=-1), "epochs -1"),
+    "too few classes": (
+        lambda file: (file.__delitem__("classes"), file.__setitem__("classes", np.array([b"a"]))),
+        "classes: expected 4 names",
+    ),
+    "classes that are numbers": (
+        lambda file: (file.__delitem__("classes"), file.__setitem__("classes", np.arange(4))),
+        "classes: expected 4 names",
+    ),
+    "classes that are a group": (
+        lambda file: (file.__delitem__("classes"), file.create_group("classes")),
+        "classes is not a data set",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_in_one_line_that_names_it(damage, model: Path):
+    edit, complaint = DAMAGE[damage]
+    with h5py.File(model, "r+") as file:
+        edit(file)
+    with pytest.raises(ModelFileError, match=complaint) as error:
+        dnn.load(model)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(model))
+
+
+def test_no_such_file_and_no_hdf5_are_told_apart(tmp_path: Path, model: Path):
+    def complaint(content: bytes | None) -> str:
+        path = tmp_path / "other.h5"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ModelFileError) as error:
+            dnn.load(path)
+        path.unlink(missing_ok=True)
+        return str(error.value).removeprefix(f"{path}: ")
+
+    whole = model.read_bytes()
+    assert complaint(None) == "no such file"
+    assert complaint(b"") == "the file is empty"
+    assert complaint(b"some text\n" * 100) == "not an HDF5 file"
+    assert "Git LFS pointer" in complaint(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "truncated" in complaint(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileError, match="cannot be read: Is a directory"):
+        dnn.load(tmp_path)
+
+
+def test_a_file_damaged_anywhere_is_refused_or_harmless(model: Path):
+    """Every 97th byte, one at a time: a ModelFileError, or a network whose parameters are finite; nothing else."""
+    whole = model.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        model.write_bytes(damaged)
+        try:
+            network = dnn.load(model)
+        except ModelFileError:
+            refused += 1
+        else:
+            assert network.layer_sizes == (3, 5, 4) and np.isfinite(network.parameters.flat).all()
+    assert refused > 0
