@@ -1,19 +1,23 @@
 """Model files: HDF5, no pickle, written whole or not at all.
 
-    /                   attributes: format = "dnn model", format_version = 1, dnn_version, architecture (JSON)
+    /                   attributes: format = "dnn model", format_version = 1, dnn_version, sha256 of all that follows
+    /architecture       JSON
     /parameters/Wl      (n_out, n_in)
     /parameters/bl      (n_out,)
     /classes            (K,) names, where the data had them
 
 A file is made in memory and appears under its name only when it is complete on the disk. Loading holds every data set
-against the architecture before any of it is used.
+against the architecture, and all of them against the checksum, before any of it is used. Texts are of fixed length: on
+a damaged one of variable length the HDF5 library can read for ever.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
+from collections.abc import Iterable
 from os import PathLike, fspath
 from typing import Any
 
@@ -27,7 +31,6 @@ from dnn.parameters import Parameters
 
 FORMAT = "dnn model"
 FORMAT_VERSION = 1
-LARGEST_JSON = 1_000_000
 _SETTINGS = ("layer_sizes", "activation", "output", "initializer", "seed", "dtype", "input_scale")
 
 
@@ -56,17 +59,20 @@ def model_bytes(network: Network) -> bytes:
         "input_shape": network.input_shape,
         "epochs": network.epochs,
     }
+    contents = {"architecture": np.array(json.dumps(architecture).encode())}
+    contents |= {f"parameters/{name}": network.backend.to_numpy(view) for name, view in network.parameters.items()}
+    if network.classes is not None:
+        contents["classes"] = np.array([name.encode() for name in network.classes], dtype=bytes)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w", track_order=True) as file:
-        file.attrs["format"] = FORMAT
+    # the format of 1.10 puts a checksum on everything of the library's own
+    with h5py.File(buffer, "w", libver="v110", track_order=True) as file:
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["dnn_version"] = dnn.__version__
-        file.attrs["architecture"] = json.dumps(architecture)
-        group = file.create_group("parameters", track_order=True)
-        for name, view in network.parameters.items():
-            group.create_dataset(name, data=network.backend.to_numpy(view))
-        if network.classes is not None:
-            file["classes"] = np.array([name.encode() for name in network.classes], dtype=bytes)
+        file.attrs["dnn_version"] = np.bytes_(dnn.__version__)
+        file.attrs["sha256"] = np.bytes_(_checksum(contents.values()))
+        file.create_group("parameters", track_order=True)
+        for name, content in contents.items():
+            file.create_dataset(name, data=content)
     return buffer.getvalue()
 
 
@@ -77,16 +83,23 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     """
     path = fspath(path)
     with open_hdf5(path, ModelFileError) as file, damage_told(path, ModelFileError):
-        architecture, settings = _architecture(path, file)
-        tensors = _checked_tensors(path, file, settings)
-        classes = _checked_classes(path, file, settings)
-        network = Network(**settings, backend=backend)
-        for name, tensor in tensors.items():
-            values = tensor[...]
-            if not np.isfinite(values).all():
-                raise ModelFileError(f"{path}: parameters/{name} holds numbers that are not finite")
-            network.parameters[name] = values
-    network.classes = classes
+        _check_format(path, file)
+        text = _stored(path, file, "architecture")
+        if text.shape != () or text.dtype.kind != "S":
+            raise ModelFileError(f"{path}: architecture: expected JSON, got {text.dtype} of shape {text.shape}")
+        contents = {"architecture": text[()]}
+        architecture = _architecture(path, contents["architecture"])
+        tensors = _checked_tensors(path, file, architecture)
+        contents |= {name: tensor[...] for name, tensor in tensors.items()}
+        if "classes" in file:
+            contents["classes"] = _checked_classes(path, file, architecture)[...]
+        if file.attrs.get("sha256") != np.bytes_(_checksum(contents.values())):
+            raise ModelFileError(f"{path}: its checksum is not that of its content: the file is damaged")
+    network = Network(**{name: architecture[name] for name in _SETTINGS}, backend=backend)
+    for name in network.parameters:
+        network.parameters[name] = contents[f"parameters/{name}"]
+    if "classes" in contents:
+        network.classes = [name.decode() for name in contents["classes"]]
     network.input_kind = architecture["input_kind"]
     shape = architecture["input_shape"]
     network.input_shape = None if shape is None else tuple(shape)
@@ -94,29 +107,34 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     return network
 
 
-def _architecture(path: str, file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture, and the part of it that makes the Network."""
-    if _text(file.attrs.get("format")) != FORMAT:
+def _checksum(contents: Iterable[np.ndarray]) -> str:
+    checksum = hashlib.sha256()
+    for content in contents:
+        checksum.update(np.ascontiguousarray(content).tobytes())
+    return checksum.hexdigest()
+
+
+def _check_format(path: str, file: Any) -> None:
+    if file.attrs.get("format") != np.bytes_(FORMAT):
         raise ModelFileError(f"{path}: an HDF5 file, but not a model of dnn (no format = {FORMAT!r})")
     version = file.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelFileError(
             f"{path}: model format {version}; this dnn reads {FORMAT_VERSION}: use a dnn that wrote it"
         )
-    text = _text(file.attrs.get("architecture"))
+
+
+def _architecture(path: str, text: bytes) -> dict[str, Any]:
     try:
-        if text is None or len(text) > LARGEST_JSON:
-            raise ValueError("no JSON text of a sane length")
         architecture = json.loads(text)
-        settings = {name: architecture[name] for name in _SETTINGS}
-        Network.check(**settings)
+        Network.check(**{name: architecture[name] for name in _SETTINGS})
         kind, shape, epochs = (architecture[name] for name in ("input_kind", "input_shape", "epochs"))
         if kind not in (None, "bytes", "numbers"):
             raise ValueError(f"input_kind {kind!r}")
         if shape is not None and (
             not isinstance(shape, list)
             or not all(type(n) is int and n > 0 for n in shape)
-            or math.prod(shape) != settings["layer_sizes"][0]
+            or math.prod(shape) != architecture["layer_sizes"][0]
         ):
             raise ValueError(f"input_shape {shape!r}")
         if type(epochs) is not int or epochs < 0:
@@ -125,55 +143,52 @@ def _architecture(path: str, file: Any) -> tuple[dict[str, Any], dict[str, Any]]
         raise ModelFileError(f"{path}: its architecture lacks {cause}") from None
     except (ValueError, TypeError, RecursionError) as cause:
         raise ModelFileError(f"{path}: its architecture cannot be used: {cause}") from None
-    return architecture, settings
+    return architecture
 
 
-def _checked_tensors(path: str, file: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """The parameters' data sets, each of the shape and dtype the architecture says and stored in full in this file."""
+def _checked_tensors(path: str, file: Any, architecture: dict[str, Any]) -> dict[str, Any]:
+    """The parameters' data sets, each of the shape and dtype that the architecture says."""
     import h5py
 
-    shapes = dict(Parameters.shapes(settings["layer_sizes"]))
-    if not isinstance(file.get("parameters", getlink=True), h5py.HardLink) or not isinstance(
-        file["parameters"], h5py.Group
-    ):
+    layer_sizes, dtype = architecture["layer_sizes"], architecture["dtype"]
+    shapes = dict(Parameters.shapes(layer_sizes))
+    is_here = isinstance(file.get("parameters", getlink=True), h5py.HardLink)
+    if not is_here or not isinstance(file["parameters"], h5py.Group):
         raise ModelFileError(f"{path}: no group 'parameters'")
-    group, tensors = file["parameters"], {}
-    if set(group) != set(shapes):
+    if set(file["parameters"]) != set(shapes):
         raise ModelFileError(
-            f"{path}: its architecture {settings['layer_sizes']} has the parameters {', '.join(shapes)}; "
-            f"the file has {', '.join(sorted(group)) or 'none'}"
+            f"{path}: its architecture {layer_sizes} has the parameters {', '.join(shapes)}; "
+            f"the file has {', '.join(sorted(file['parameters'])) or 'none'}"
         )
-    for name, shape in shapes.items():
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Dataset):
-            raise ModelFileError(f"{path}: parameters/{name} is not a data set of this file")
-        tensor = group[name]
-        if tensor.shape != shape or tensor.dtype != settings["dtype"]:
+    tensors = {f"parameters/{name}": _stored(path, file, f"parameters/{name}") for name in shapes}
+    for (name, tensor), shape in zip(tensors.items(), shapes.values(), strict=True):
+        if tensor.shape != shape or tensor.dtype != dtype:
+            layer = name.removeprefix("parameters/")[1:]
             raise ModelFileError(
-                f"{path}: layer {name[1:]}: parameters/{name} has shape {tensor.shape} and dtype {tensor.dtype}; "
-                f"the architecture says {shape} and {settings['dtype']}: the file is damaged, save it again"
+                f"{path}: layer {layer}: {name} has shape {tensor.shape} and dtype {tensor.dtype}; "
+                f"the architecture says {shape} and {dtype}: the file is damaged, save it again"
             )
-        # what is not stored here (virtual, external, never written) would be read as something else
-        if tensor.is_virtual or tensor.external is not None or tensor.id.get_storage_size() != tensor.nbytes:
-            raise ModelFileError(f"{path}: parameters/{name} is not stored in full in this file")
-        tensors[name] = tensor
     return tensors
 
 
-def _checked_classes(path: str, file: Any, settings: dict[str, Any]) -> list[str] | None:
+def _checked_classes(path: str, file: Any, architecture: dict[str, Any]) -> Any:
+    names, expected = _stored(path, file, "classes"), max(architecture["layer_sizes"][-1], 2)
+    if names.shape != (expected,) or names.dtype.kind != "S":
+        raise ModelFileError(f"{path}: classes: expected {expected} names, got {names.dtype} of shape {names.shape}")
+    return names
+
+
+def _stored(path: str, file: Any, name: str) -> Any:
+    """The data set of that name, stored in full in this very file.
+
+    What is not (linked, virtual, external, never written) would be read as something else, and a small file could
+    declare a data set that no memory holds.
+    """
     import h5py
 
-    if "classes" not in file:
-        return None
-    link, sizes = file.get("classes", getlink=True), settings["layer_sizes"]
-    expected = max(sizes[-1], 2)
-    if not isinstance(link, h5py.HardLink) or not isinstance(file["classes"], h5py.Dataset):
-        raise ModelFileError(f"{path}: classes is not a data set of this file")
-    data = file["classes"]
-    if data.shape != (expected,) or data.dtype.kind != "S" or data.external is not None or data.is_virtual:
-        raise ModelFileError(f"{path}: classes: expected {expected} names, got {data.dtype} of shape {data.shape}")
-    return [name.decode("utf-8", "replace") for name in data[...]]
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise ModelFileError(f"{path}: {name} is not a data set of this file")
+    data = file[name]
+    if data.is_virtual or data.external is not None or data.id.get_storage_size() != data.nbytes:
+        raise ModelFileError(f"{path}: {name} is not stored in full in this file")
+    return data

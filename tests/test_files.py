@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,12 @@ def test_whatever_fails_every_file_is_as_it_was(fails, tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     if fails == "write":
-        contents = {str(tmp_path / "a"): b"new", str(tmp_path / "missing" / "b"): b"two"}
+        (tmp_path / "folder").mkdir()
+        contents = {str(tmp_path / "a"): b"new", str(tmp_path / "folder"): b"two"}
     else:
         contents = {str(tmp_path / "a"): b"new"}
         monkeypatch.setattr(files.os, fails, no_space)
-    with pytest.raises(OutputError, match=r"cannot be written: No (space left on device|such file or directory)"):
+    with pytest.raises(OutputError, match=r"cannot be written: (No space left on device|Is a directory)"):
         write_whole(contents)
     assert listing(tmp_path) == before
 
@@ -72,9 +74,37 @@ def test_a_link_keeps_pointing_where_it_points(tmp_path: Path):
     assert link.is_symlink() and target.read_bytes() == b"new"
 
 
-def test_check_writable_makes_the_folder_and_leaves_no_file(tmp_path: Path):
-    check_writable(str(tmp_path / "runs" / "one" / "model.h5"), force=False)
-    assert (tmp_path / "runs" / "one").is_dir() and listing(tmp_path) == {}
+def test_check_writable_leaves_nothing_and_write_whole_makes_the_folder(tmp_path: Path):
+    path = tmp_path / "runs" / "one" / "model.h5"
+    check_writable(str(path), force=False)
+    assert list(tmp_path.iterdir()) == []
+    write_whole({str(path): b"new"})
+    assert path.read_bytes() == b"new"
+
+
+def test_folders_made_for_what_could_not_be_written_go_again(tmp_path: Path, monkeypatch):
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(OutputError, match="No space left"):
+        write_whole({str(tmp_path / "runs" / "a" / "one"): b"new", str(tmp_path / "runs" / "a" / "b" / "two"): b"new"})
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+def test_a_device_needs_no_force(tmp_path: Path):
+    check_writable("/dev/null", force=False)
+
+
+def test_a_pipe_gets_all_of_it(tmp_path: Path):
+    pipe, content, got = tmp_path / "pipe", bytes(range(256)) * 4000, []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_whole({str(pipe): content})
+    reader.join()
+    assert got == [content] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_check_writable_says_before_the_work_what_would_fail_after_it(tmp_path: Path):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from backends import BackendUnavailableError
 from dnn import __version__, errors
 from dnn.cli import evaluate, predict, train
+from dnn.cli.common import show
 
 EXIT_CODES: dict[type[BaseException], int] = {
     errors.DataError: 3,
@@ -32,7 +34,7 @@ _EPILOG = (
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,29 +44,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (train, evaluate, predict):
         command.add(commands)
-    given = parser.parse_args(arguments)
+    if sys.stderr is None:  # closed by the caller: print would take standard output in its place
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    debug = False
     try:
-        given.run(given)
-        _flush()
+        try:
+            given = parser.parse_args(arguments)
+        finally:
+            if sys.stdout is not None:
+                show("")  # what --help and --version print is written out, or known not to be
+        debug = given.debug
+        with _log(quiet=given.quiet):
+            given.run(given)
     except Exception as error:
-        return _failed(error, given)
+        return _failed(error, debug)
     except KeyboardInterrupt as error:
-        return _failed(error, given)
+        return _failed(error, debug)
     return 0
 
 
-def _flush() -> None:
+@contextlib.contextmanager
+def _log(quiet: bool) -> Iterator[None]:
+    """Quiet: nothing that the backends log short of an error."""
+    log = logging.getLogger("backends")
+    before = log.level
+    log.setLevel(logging.ERROR if quiet else before)
     try:
-        sys.stdout.flush()
-    except OSError as cause:
-        # what could not be written is dropped here, or Python would complain of it once more at exit
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise errors.OutputError(f"standard output: cannot be written: {cause.strerror}") from None
+        yield
+    finally:
+        log.setLevel(before)
 
 
-def _failed(error: BaseException, given: Any) -> int:
-    if given.debug:
+def _one_line(message: str) -> str:
+    # a file's names can hold anything: line breaks, and what a terminal would obey
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    if debug:
         import traceback
 
         traceback.print_exception(error)
@@ -76,5 +93,6 @@ def _failed(error: BaseException, given: Any) -> int:
         code, message = 3, f"not enough memory: {error}"
     elif code == 1:
         message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-    print(f"dnn: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"dnn: {_one_line(message)}", file=sys.stderr)
     return code

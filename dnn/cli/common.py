@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+import os
 import sys
 
 import numpy as np
 
 from dnn.data import Dataset, Part
-from dnn.errors import DataError
+from dnn.errors import DataError, NonFiniteLossError, OutputError
 from dnn.network import Network
 
 
@@ -27,9 +30,30 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "test"), help="default: test where the file has it, else train")
 
 
+def show(text: str) -> None:
+    """All of the text on standard output, or OutputError."""
+    if sys.stdout is None:
+        raise OutputError("standard output: cannot be written: it is closed")
+    try:
+        sys.stdout.flush()
+        if not hasattr(sys.stdout, "buffer"):
+            sys.stdout.write(text)
+        else:
+            left = memoryview(text.encode(sys.stdout.encoding, "backslashreplace"))
+            while left:  # unbuffered, a full disk takes a part and says nothing
+                left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.flush()
+    except OSError as cause:
+        # what could not be written is dropped here, or Python would complain of it once more at exit
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"standard output: cannot be written: {cause.strerror}") from None
+
+
 def tell(given: argparse.Namespace, message: str) -> None:
     if not given.quiet:
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # no reason to stop the work
+            print(message, file=sys.stderr, flush=True)
 
 
 def tell_device(given: argparse.Namespace, network: Network) -> None:
@@ -48,6 +72,14 @@ def chosen_part(data: Dataset, split: str | None) -> tuple[str, Part]:
 
 def in_words(measured: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.5f}" for name, value in measured.items())
+
+
+def check_finite(network: Network, measured: dict[str, float], of: str) -> None:
+    """NonFiniteLossError where the loss of this part is none: neither JSON nor a reader can use it."""
+    if not math.isfinite(measured["loss"]):
+        raise NonFiniteLossError(
+            f"the loss of {of} is {measured['loss']} in {network.dtype}: train with a lower learning rate, or scale X"
+        )
 
 
 def read_labels(part: Part) -> np.ndarray:

@@ -6,7 +6,17 @@ import argparse
 import json
 from typing import Any
 
-from dnn.cli.common import add_common, add_names, add_split, chosen_part, in_words, read_labels, tell_device
+from dnn.cli.common import (
+    add_common,
+    add_names,
+    add_split,
+    check_finite,
+    chosen_part,
+    in_words,
+    read_labels,
+    show,
+    tell_device,
+)
 from dnn.data import open_dataset
 from dnn.model_file import load
 
@@ -29,7 +39,8 @@ def run(given: argparse.Namespace) -> None:
         split, part = chosen_part(data, given.split)
         labels = read_labels(part)
         measured = network.evaluate(part.X, labels)
+    check_finite(network, measured, split)
     if given.json:
-        print(json.dumps({"data": given.data, "split": split, "examples": len(labels), **measured}))
+        show(json.dumps({"data": given.data, "split": split, "examples": len(labels), **measured}) + "\n")
     else:
-        print(f"{split}: {len(labels)} examples, {in_words(measured)}")
+        show(f"{split}: {len(labels)} examples, {in_words(measured)}\n")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from dnn.cli.common import add_common, add_names, add_split, chosen_part, tell_device
+from dnn.cli.common import add_common, add_names, add_split, chosen_part, show, tell_device
 from dnn.data import open_dataset
+from dnn.data.hdf5 import read_head
 from dnn.errors import DataError
 from dnn.files import check_writable, write_whole
 from dnn.model_file import load
@@ -50,18 +50,18 @@ def run(given: argparse.Namespace) -> None:
     if given.out is not None:
         write_whole({given.out: content})
     else:
-        sys.stdout.write(content.decode())
+        show(content.decode())
 
 
 def _load_npy(path: str) -> np.ndarray:
+    if not read_head(path, DataError).startswith(b"\x93NUMPY"):
+        raise DataError(f"{path}: not a .npy file: write it with numpy.save")
     try:
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except OSError as cause:
         raise DataError(f"{path}: cannot be read: {cause.strerror or cause}") from None
     except (ValueError, EOFError) as cause:
-        raise DataError(f"{path}: not a plain array of numbers: {cause}") from None
+        raise DataError(f"{path}: not a whole, plain array of numbers: {cause}") from None
 
 
 def _answers(given: argparse.Namespace, network: Network, X: Any) -> bytes:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dnn.cli.common import add_common, add_names, in_words, read_labels, tell, tell_device
-from dnn.data import Dataset, Part, open_dataset
+from dnn.cli.common import add_common, add_names, check_finite, in_words, read_labels, show, tell, tell_device
+from dnn.data import Dataset, Part, open_dataset, prepare
 from dnn.errors import DataError
 from dnn.files import check_writable, write_whole
 from dnn.initializers import INITIALIZERS
@@ -24,6 +24,9 @@ from dnn.optimizers import OPTIMIZERS
 from dnn.outputs import OUTPUTS
 from dnn.step import ACTIVATIONS
 from dnn.training import History, fit
+
+MANY_CLASSES = 1000
+"""Up to here more classes than examples are believed."""
 
 
 def add(commands: Any) -> None:
@@ -70,6 +73,8 @@ def run(given: argparse.Namespace) -> None:
         train, test = _parts(train_data, test_data)
         labels = read_labels(train)
         output, units = _output(given.output, labels, train_data)
+        if train.X.ndim < 2 or 0 in train.X.shape:
+            raise DataError(f"{given.data}: expected X of shape (examples, features), got {train.X.shape}")
         # what the settings and the place for the result are worth is known now, not after the training
         network = Network(
             [math.prod(train.X.shape[1:]), *given.hidden, units],
@@ -85,6 +90,8 @@ def run(given: argparse.Namespace) -> None:
         optimizer = OPTIMIZERS[given.optimizer](
             **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
         )
+        if test is not None:
+            _check_test(network, train, test)
         for path in (model_path, history_path):
             check_writable(path, given.force)
         tell_device(given, network)
@@ -103,6 +110,8 @@ def run(given: argparse.Namespace) -> None:
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:
             measured["test"] = network.evaluate(test.X, read_labels(test))
+        for split, values in measured.items():
+            check_finite(network, values, split)
         write_whole({history_path: _csv(history), model_path: model_bytes(network)})
     if given.json:
         settings = {
@@ -113,11 +122,10 @@ def run(given: argparse.Namespace) -> None:
         settings |= {"shuffle": given.shuffle, "seed": given.seed, "dtype": given.dtype, "output": output}
         settings |= {"input_scale": network.input_scale, "backend": network.backend.name}
         summary = {"model": model_path, "history": history_path, "settings": settings, "test": None}
-        print(json.dumps(summary | measured | {"seconds": round(history.seconds, 3)}))
+        show(json.dumps(summary | measured | {"seconds": round(history.seconds, 3)}) + "\n")
     else:
-        for split, values in measured.items():
-            print(f"{split}: {in_words(values)}")
-        print(f"model: {model_path}")
+        lines = [f"{split}: {in_words(values)}" for split, values in measured.items()]
+        show("\n".join([*lines, f"model: {model_path}", ""]))
 
 
 def _sizes(text: str) -> list[int]:
@@ -142,6 +150,16 @@ def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
     return train_data.train, test
 
 
+def _check_test(network: Network, train: Part, test: Part) -> None:
+    """DataError now, rather than after the training, where the test part could not be evaluated."""
+    if network.input_scale is None and (train.X.dtype == np.uint8) != (test.X.dtype == np.uint8):
+        raise DataError(
+            f"X_test is {test.X.dtype} but X is {train.X.dtype}: bytes are scaled, other numbers are not: "
+            "store both alike, or give --input-scale"
+        )
+    prepare(network, test.X, read_labels(test), name="X_test")
+
+
 def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
     """The output and its number of units that these labels call for."""
     if labels.size == 0:
@@ -153,15 +171,20 @@ def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, 
         return asked or "linear", 1
     if asked in ("sigmoid", "linear"):
         return asked, 1
-    if labels.min() < 0 or (labels != np.floor(labels)).any():
-        raise DataError(
-            f"{data.path}: expected class numbers from 0 on, got {labels.min()}: --output linear takes values"
-        )
-    classes = int(labels.max()) + 1 if data.classes is None else len(data.classes)
+    wrong = labels[~np.isfinite(labels) | (labels < 0) | (labels != np.floor(labels))]
+    if wrong.size:
+        raise DataError(f"{data.path}: expected class numbers from 0 on, got {wrong[0]}: --output linear takes values")
+    largest = int(labels.max())
+    classes = largest + 1 if data.classes is None else len(data.classes)
+    if data.classes is not None and largest >= classes:
+        raise DataError(f"{data.path}: label {largest} is outside the classes, of which list_classes names {classes}")
     if classes < 2:
         raise DataError(f"{data.path}: all labels are 0: there is nothing to tell apart")
-    if labels.max() >= classes:
-        raise DataError(f"{data.path}: label {labels.max()} is outside the {classes} classes that list_classes names")
+    if asked is None and data.classes is None and classes > max(len(labels), MANY_CLASSES):
+        raise DataError(
+            f"{data.path}: labels up to {largest} for {len(labels)} examples are no class numbers: "
+            "--output linear takes them as values, --output softmax insists"
+        )
     if asked == "softmax" or classes > 2:
         return "softmax", classes
     return "sigmoid", 1

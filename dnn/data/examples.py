@@ -31,7 +31,11 @@ class Examples:
         return self.X.shape[0]
 
 
-def prepare(network: Network, X: Any, Y: Any = None, *, fitting: bool = False, name: str = "X") -> Examples:
+NO_LABELS = object()
+"""What `prepare` is given where nobody asks for targets. None is no such thing: it is labels that went missing."""
+
+
+def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = False, name: str = "X") -> Examples:
     """The examples for this network. `fitting` lets the first ones decide an automatic input_scale.
 
     X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y by output: see `targets_for`. DataError
@@ -39,31 +43,48 @@ def prepare(network: Network, X: Any, Y: Any = None, *, fitting: bool = False, n
     """
     X = _as_array(name, X)
     _check_shape(network, name, X)
-    _check_kind(network, name, X, fitting)
+    scale, kind = _scaling(network, name, X, fitting)
     targets = None
-    if Y is not None:
+    if Y is not NO_LABELS:
         targets_name = "Y" + name[1:]
         targets = targets_for(network, Y, X.shape[0], targets_name, name)
         targets = network.backend.asarray(targets)
-    if fitting and network.input_shape is None:
-        network.input_shape = tuple(X.shape[1:])
-    return Examples(_convert(network, name, X), targets)
+    examples = Examples(_convert(network, name, X, scale), targets)
+    if fitting:
+        # only now, when nothing was refused: the network is as it was after a fit that never began
+        network.input_scale, network.input_kind = scale, kind
+        network.input_shape = network.input_shape or tuple(X.shape[1:])
+    return examples
 
 
 def _as_array(name: str, X: Any) -> Any:
     """Something with shape and dtype, whose rows can be sliced."""
+    if type(X).__module__.startswith("h5py") and not X:
+        raise DataError(f"{name}: its file is closed: use it while the data set is open")
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
-    if not (hasattr(X, "shape") and hasattr(X, "dtype")):
+    if not (hasattr(X, "shape") and _has_numpy_dtype(X)):
         try:
             X = np.asarray(X)
         except ValueError as error:
             raise DataError(f"{name}: expected numbers in rows of one length, got rows that differ") from error
+    if hasattr(X, "toarray"):
+        raise DataError(f"{name}: expected a dense array, got {type(X).__name__}: {name}.toarray() makes it one")
+    if np.ma.is_masked(X):
+        raise DataError(f"{name}: expected numbers, got masked ones among them: fill or remove them")
     kind = np.dtype(X.dtype).kind
     if kind not in "biuf":
         what = "objects (rows of different length, or None among the numbers?)" if kind == "O" else str(X.dtype)
         raise DataError(f"{name}: expected numbers, got {what}: convert it to a numeric array first")
     return X
+
+
+def _has_numpy_dtype(X: Any) -> bool:
+    try:
+        np.dtype(X.dtype)
+    except (AttributeError, TypeError):  # a list; a tensor, whose library has dtypes of its own
+        return False
+    return True
 
 
 def _check_shape(network: Network, name: str, X: Any) -> None:
@@ -87,22 +108,23 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
         )
 
 
-def _check_kind(network: Network, name: str, X: Any, fitting: bool) -> None:
-    """Decide an automatic input_scale, or hold X against what it was decided for."""
+def _scaling(network: Network, name: str, X: Any, fitting: bool) -> tuple[float, str | None]:
+    """(input_scale, what it was taken for): decided now, or decided before and X held against it."""
     kind = "bytes" if X.dtype == np.uint8 else "numbers"
-    if fitting and network.input_scale is None:
-        network.input_scale = 1 / 255 if kind == "bytes" else 1.0
-        network.input_kind = kind
+    if network.input_scale is None:
+        if not fitting:
+            return 1.0, None
+        return (1 / 255 if kind == "bytes" else 1.0), kind
     if network.input_kind not in (None, kind):
         trained = "uint8, scaled by 1/255" if network.input_kind == "bytes" else "numbers that are no bytes, unscaled"
         fix = "give uint8" if network.input_kind == "bytes" else f"convert {name} as the training data was"
         raise DataError(f"{name}: this network was trained on {trained}; got {X.dtype}: {fix}")
+    return network.input_scale, network.input_kind
 
 
-def _convert(network: Network, name: str, X: Any) -> Array:
-    """(m, n_in), C-contiguous, in the network's dtype, times input_scale, every number finite."""
+def _convert(network: Network, name: str, X: Any, scale: float) -> Array:
+    """(m, n_in), C-contiguous, in the network's dtype, times `scale`, every number finite."""
     backend, dtype = network.backend, network.dtype
-    scale = 1.0 if network.input_scale is None else network.input_scale
     m, n_in = X.shape[0], network.layer_sizes[0]
     if _is_device_array(X):
         source = backend_of(X)

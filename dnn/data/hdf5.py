@@ -7,6 +7,7 @@ Train and test may be in one file or in two, and the data sets may have other na
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
@@ -17,6 +18,8 @@ from backends import BackendUnavailableError
 from dnn.errors import DataError, DnnError
 
 _LFS = b"version https://git-lfs"
+LARGEST_NAMES = 100_000_000
+"""Bytes of list_classes: more are no names, and a file of 2 KB can declare them."""
 
 
 class Part:
@@ -97,10 +100,10 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
                     )
             classes = None
             if "list_classes" in file:
-                names = _dataset(path, file, "list_classes")[...]
-                if names.ndim != 1:
+                names = _dataset(path, file, "list_classes")
+                if names.ndim != 1 or names.nbytes > LARGEST_NAMES:
                     raise DataError(f"{path}: list_classes: expected one name a class, got shape {names.shape}")
-                classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names]
+                classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names[...]]
         return Dataset(path, file, train, test, classes)
     except BaseException:
         file.close()
@@ -122,7 +125,25 @@ def open_hdf5(path: str, error: type[Exception]) -> Any:
     """The file, opened for reading; `error`, in one line, where it is none."""
     import h5py  # a tenth of a second: only who opens a file pays it
 
+    read_head(path, error)
     try:
+        return h5py.File(path, "r")
+    except OSError as cause:
+        if "truncated" in str(cause):
+            raise error(f"{path}: the HDF5 file is truncated: copy or download it again") from None
+        if isinstance(cause, BlockingIOError):
+            raise error(f"{path}: cannot be read while another program writes it: wait for it, or close it") from None
+        if not h5py.is_hdf5(path):
+            raise error(f"{path}: not an HDF5 file") from None
+        raise error(f"{path}: a damaged HDF5 file: {cause}") from None
+
+
+def read_head(path: str, error: type[Exception]) -> bytes:
+    """The first bytes of a file that can be read; `error`, in one line, where it cannot or where it is no data."""
+    try:
+        # a pipe would be waited for, and neither format can be read from one
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise error(f"{path}: expected a file, got a pipe or a device: copy it to a file first")
         with open(path, "rb") as file:
             head = file.read(len(_LFS))
     except FileNotFoundError:
@@ -133,14 +154,7 @@ def open_hdf5(path: str, error: type[Exception]) -> Any:
         raise error(f"{path}: this is a Git LFS pointer, not the data: run 'git lfs pull' where it came from")
     if not head:
         raise error(f"{path}: the file is empty")
-    try:
-        return h5py.File(path, "r")
-    except OSError as cause:
-        if "truncated" in str(cause):
-            raise error(f"{path}: the HDF5 file is truncated: copy or download it again") from None
-        if not h5py.is_hdf5(path):
-            raise error(f"{path}: not an HDF5 file") from None
-        raise error(f"{path}: a damaged HDF5 file: {cause}") from None
+    return head
 
 
 def _part(path: str, file: Any, x: str, y: str) -> Part:
@@ -160,6 +174,8 @@ def _numbers(path: str, file: Any, name: str) -> Any:
         raise DataError(f"{path}: {name}: expected one example a row, got a single value")
     if data.dtype.kind not in "biuf":
         raise DataError(f"{path}: {name}: expected numbers, got {data.dtype}")
+    if data.size and not data.id.get_storage_size():
+        raise DataError(f"{path}: {name}: shape {data.shape} is declared, but no number was ever written")
     return data
 
 
@@ -168,7 +184,7 @@ def _dataset(path: str, file: Any, name: str) -> Any:
     import h5py
 
     group = file
-    parts = [part for part in name.split("/") if part]
+    parts = [part for part in name.split("/") if part not in ("", ".")]
     for i, part in enumerate(parts):
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
         if link is None:

@@ -1,0 +1,582 @@
+"""Data at the door: what X, Y and a data file may be, and the one clear line for what they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import dnn
+from backends import Backend
+from dnn.data import examples, prepare
+from dnn.errors import DataError
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.standard_normal((6, 4))
+Y = np.array([0, 1, 1, 0, 1, 0])
+
+
+def network_of(output: str = "sigmoid", units: int = 1, **settings) -> dnn.Network:
+    return dnn.Network([4, 3, units], output=output, **settings)
+
+
+class Frame:
+    """What the door knows of pandas: to_numpy, and nothing else that is an array's."""
+
+    def __init__(self, values):
+        self._values = np.asarray(values)
+
+    def to_numpy(self):
+        return self._values
+
+
+class Tensor:
+    """An array of another library, whose dtype is not NumPy's."""
+
+    def __init__(self, values):
+        self._values, self.shape, self.dtype = values, values.shape, "tensor.float64"
+
+    def __array__(self, dtype=None, copy=None):
+        return self._values
+
+
+# ------------------------------------------------------------------------------------ what X may be
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        X,
+        X.tolist(),
+        tuple(map(tuple, X)),
+        Frame(X),
+        Tensor(X),
+        np.asfortranarray(X),
+        np.repeat(X, 2, axis=0)[::2],
+        X[::-1][::-1],
+        X.astype(">f8"),
+        X.reshape(6, 2, 2),
+        X.reshape(6, 1, 4, 1).swapaxes(1, 3),
+        np.ma.masked_array(X),
+        np.broadcast_to(X[:, None], (6, 1, 4)),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_form_of_the_same_examples_is_the_same_array(given, dtype, backend: Backend):
+    prepared = prepare(network_of(dtype=dtype, backend=backend.name), given).X
+    assert backend.owns(prepared) and prepared.dtype == dtype and prepared.flags.c_contiguous
+    np.testing.assert_array_equal(backend.to_numpy(prepared), X.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "uint16", "int64", "uint64", "float16", "float32", "f16"])
+def test_numbers_that_are_no_bytes_are_not_scaled(dtype, backend: Backend):
+    whole = np.arange(24).reshape(6, 4).astype(dtype)
+    network = network_of(backend=backend.name)
+    network.fit(whole, Y, epochs=1)
+    assert (network.input_scale, network.input_kind) == (1.0, "numbers")
+    np.testing.assert_array_equal(backend.to_numpy(prepare(network, whole).X), whole.astype("float32"))
+
+
+def test_a_pandas_frame_is_taken():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcd"), index=range(10, 16))
+    np.testing.assert_array_equal(prepare(network_of(dtype="float64"), frame).X, X)
+
+
+def test_bytes_are_scaled_by_one_multiplication_in_the_networks_dtype(backend: Backend):
+    pixels = np.arange(24, dtype=np.uint8).reshape(6, 2, 2) * 10
+    for dtype in (np.float32, np.float64):
+        network = network_of(dtype=dtype, backend=backend.name)
+        network.fit(pixels, Y, epochs=1)
+        assert (network.input_scale, network.input_kind, network.input_shape) == (1 / 255, "bytes", (2, 2))
+        expected = pixels.reshape(6, 4).astype(dtype) * dtype(1 / 255)
+        np.testing.assert_array_equal(backend.to_numpy(prepare(network, pixels).X), expected)
+
+
+def test_a_scale_that_was_given_holds_for_bytes_and_numbers_alike(backend: Backend):
+    network = network_of(input_scale=0.5, backend=backend.name)
+    network.fit(X, Y, epochs=1)
+    assert network.input_scale == 0.5 and network.input_kind is None
+    for given in (np.full((2, 4), 3, np.uint8), np.full((2, 4), 3.0)):
+        np.testing.assert_array_equal(backend.to_numpy(prepare(network, given).X), np.full((2, 4), 1.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "words"),
+    [
+        (np.uint8, np.float32, ("uint8, scaled by 1/255", "float32", "give uint8")),
+        (np.float32, np.uint8, ("no bytes, unscaled", "uint8", "convert X")),
+    ],
+)
+def test_bytes_for_a_network_of_numbers_or_the_reverse_are_refused_naming_both(trained, asked, words):
+    network = network_of()
+    network.fit(np.ones((6, 4), trained), Y, epochs=1)
+    for use in (network.predict, network.predict_proba, lambda given: network.evaluate(given, Y)):
+        with pytest.raises(DataError) as error:
+            use(np.ones((6, 4), asked))
+        assert all(word in str(error.value) for word in words)
+    with pytest.raises(DataError):
+        network.fit(np.ones((6, 4), asked), Y, epochs=1)
+
+
+def test_many_chunks_give_what_one_gives(monkeypatch):
+    whole = prepare(network_of(), X).X
+    monkeypatch.setattr(examples, "CHUNK", 9)  # two examples and a bit
+    np.testing.assert_array_equal(prepare(network_of(), X).X, whole)
+    spoilt = X.copy()
+    spoilt[5, 1] = np.inf
+    for given in (spoilt, np.ascontiguousarray(spoilt, np.float32)):
+        with pytest.raises(DataError, match="got inf in float32 at example 5, feature 1"):
+            prepare(network_of(), given)
+
+
+def test_an_array_that_needs_no_conversion_is_not_copied_and_none_is_changed():
+    ready = np.ascontiguousarray(X, np.float32)
+    assert np.shares_memory(prepare(network_of(), ready).X, ready)
+    pixels = np.full((6, 4), 7, np.uint8)
+    for given in (ready, X.copy(), pixels):
+        before = given.copy()
+        network_of().fit(given, Y, epochs=2, batch_size=2)
+        np.testing.assert_array_equal(given, before)
+
+
+# ---------------------------------------------------------------------------------- what X may not be
+
+
+class Sparse:
+    """What the door knows of a sparse matrix."""
+
+    shape, dtype = (6, 4), np.dtype(float)
+
+    def toarray(self):
+        raise AssertionError("a large one would fill the memory")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (X[:, :3], ("layer 1", "(6, 3)", "3 features", "(3, 4)", "give 4 features")),
+        (X.T, ("layer 1", "(4, 6)", "(3, 4)", "transpose X")),
+        (X.reshape(6, 4, 1).repeat(2, 2), ("(6, 4, 2)", "8 features")),
+        (X[0], ("(examples, features)", "(4,)", "reshape(1, -1)")),
+        (3.0, ("(examples, features)", "()")),
+        (X[:0], ("at least one example", "(0, 4)")),
+        ([], ("(examples, features)", "(0,)")),
+        (X[:, :0], ("layer 1", "(6, 0)", "0 features")),
+        ([[1, 2, 3, 4], [1, 2]], ("rows of one length",)),
+        ([[1, 2, 3, None]], ("expected numbers", "objects", "None")),
+        (None, ("expected numbers", "objects")),
+        (X.astype(object), ("expected numbers", "objects")),
+        (Frame(X.astype(object)), ("expected numbers", "objects")),
+        ({"a": 1}, ("expected numbers", "objects")),
+        (X.astype(str), ("expected numbers", "<U")),
+        ("images.h5", ("expected numbers", "<U")),
+        (X.astype(complex), ("expected numbers", "complex128")),
+        (np.zeros((6, 4), "M8[s]"), ("expected numbers", "datetime64")),
+        (np.zeros(6, "f4,i4"), ("expected numbers", "'f0'")),
+        (np.where(X[2, 1] == X, np.nan, X), ("finite", "nan", "example 2, feature 1", "remove or fill")),
+        (np.where(X[3, 0] == X, -np.inf, X), ("finite", "-inf", "example 3, feature 0")),
+        (X * 1e300, ("finite", "inf in float32", "example 0")),
+        (np.ma.masked_array(X, mask=X > 1), ("masked", "fill or remove")),
+        (Sparse(), ("dense", "Sparse", "X.toarray()")),
+    ],
+)
+def test_what_is_no_set_of_examples_is_refused_in_one_line(given, words):
+    network = network_of()
+    for use in (network.predict, lambda X: network.evaluate(X, Y), lambda X: network.fit(X, Y)):
+        with pytest.raises(DataError) as error:
+            use(given)
+        assert all(word in str(error.value) for word in words), str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_numbers_whose_sum_overflows_are_finite_all_the_same():
+    large = np.full((6, 4), 3e38, np.float32)
+    np.testing.assert_array_equal(prepare(network_of(), large).X, large)
+
+
+def test_more_than_the_machine_can_hold_is_refused_before_it_is_tried(tmp_path: Path):
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        declared = file.create_dataset("x", (10**12, 4), "u1", chunks=(1000, 4))
+        declared[0] = 1
+        with pytest.raises(DataError, match=r"1000000000000 examples of 4 features take 16000.0 GB in float32"):
+            prepare(network_of(), declared)
+
+
+@pytest.mark.parametrize("refused", ["labels", "numbers"])
+def test_a_fit_that_was_refused_decides_nothing(refused):
+    """The scaling is that of the first data trained on, not of the first that was tried."""
+    network = network_of()
+    with pytest.raises(DataError):
+        if refused == "labels":
+            network.fit(np.ones((6, 4), np.uint8), Y + 5)
+        else:
+            network.fit(np.full((6, 2, 2), np.nan), Y)
+    assert network.input_scale is network.input_kind is network.input_shape is None
+    network.fit(X if refused == "labels" else np.ones((6, 4), np.uint8), Y, epochs=1)
+
+
+# ------------------------------------------------------------------------------------ what Y may be
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "uint64", "float16", "float64", ">i4"])
+@pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("softmax", 2), ("linear", 1)])
+def test_one_label_an_example_may_be_flat_or_a_column_of_any_dtype(output, units, dtype, shape, backend: Backend):
+    network = network_of(output, units, backend=backend.name)
+    targets = prepare(network, X, Y.astype(dtype).reshape(shape)).targets
+    assert backend.owns(targets) and targets.shape == (6, 1)
+    assert targets.dtype == ("int64" if output == "softmax" else "float32")
+    np.testing.assert_array_equal(backend.to_numpy(targets)[:, 0], Y)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Y.tolist(), tuple(Y), Frame(Y), Tensor(Y), np.repeat(Y, 2)[::2], np.eye(2)[Y], np.eye(2, dtype=bool)[Y].tolist()],
+    ids=lambda given: type(given).__name__,
+)
+def test_classes_may_come_in_many_forms(given):
+    np.testing.assert_array_equal(prepare(network_of("softmax", 2), X, given).targets[:, 0], Y)
+
+
+def test_several_labels_and_several_values_are_taken_as_they_are():
+    given = GENERATOR.random((6, 3))
+    for output in ("sigmoid", "linear"):
+        np.testing.assert_array_equal(prepare(network_of(output, 3, dtype="float64"), X, given).targets, given)
+
+
+def test_one_example_may_have_one_row_of_labels():
+    assert prepare(network_of(), X[:1], [[1]]).targets.shape == (1, 1)
+    assert prepare(network_of("softmax", 3), X[:1], [[0, 0, 1]]).targets.tolist() == [[2]]
+
+
+@pytest.mark.parametrize(
+    ("output", "units", "given", "words"),
+    [
+        ("sigmoid", 1, Y[None], ("one label a row", "(1, 6)", "transpose it", "Y.T")),
+        ("softmax", 3, Y[None], ("(1, 6)", "transpose it")),
+        ("linear", 1, X[:, :1].T, ("(1, 6)", "transpose it")),
+        ("sigmoid", 1, Y[:5], ("6 labels", "as many as X", "got 5")),
+        ("sigmoid", 1, np.r_[Y, 0], ("6 labels", "got 7")),
+        ("sigmoid", 1, [], ("one label an example", "empty", "(0,)")),
+        ("sigmoid", 1, 1, ("one label an example", "()")),
+        ("sigmoid", 1, None, ("Y", "expected numbers", "objects")),
+        ("softmax", 2, None, ("Y", "expected numbers", "objects")),
+        ("linear", 1, None, ("Y", "expected numbers", "objects")),
+        ("softmax", 2, list("aabbab"), ("expected numbers", "<U1")),
+        ("softmax", 2, Y.astype(object), ("expected numbers", "objects")),
+        ("linear", 1, [[1], [2], [3], [4], [5], [6, 7]], ("rows of one length",)),
+        ("sigmoid", 1, Y + 1, ("labels 0 and 1", "got 2", "softmax", "linear")),
+        ("sigmoid", 1, Y - 0.5, ("labels 0 and 1", "got -0.5")),
+        ("sigmoid", 1, np.where(Y, np.nan, 0), ("finite", "nan")),
+        ("sigmoid", 1, np.eye(2)[Y], ("layer 2", "1 sigmoid unit", "(6, 1)", "(6, 2)")),
+        ("sigmoid", 3, Y, ("layer 2", "3 sigmoid units", "(6, 3)", "(6, 1)", "output='softmax'")),
+        ("sigmoid", 1, Y.reshape(6, 1, 1), ("(6, 1)", "(6, 1, 1)")),
+        ("softmax", 2, Y * 2, ("class numbers 0 to 1", "2 outputs", "got 2")),
+        ("softmax", 2, Y - 1, ("class numbers 0 to 1", "got -1")),
+        ("softmax", 2, Y.astype("u8") * np.uint64(2**63), ("class numbers 0 to 1", "got 9223372036854775808")),
+        ("softmax", 2, Y * 0.5, ("whole class numbers", "got 0.5")),
+        ("softmax", 2, np.where(Y, np.nan, 0), ("whole class numbers", "got nan")),
+        ("softmax", 2, np.where(Y, np.inf, 0), ("whole class numbers", "got inf")),
+        ("softmax", 2, np.ones((6, 2)), ("one 1", "one-hot", "(6, 2)")),
+        ("softmax", 2, np.full((6, 2), 0.5), ("one 1", "one-hot")),
+        ("softmax", 2, np.eye(3)[Y], ("2 units", "(6,)", "(6, 2)", "(6, 3)")),
+        ("softmax", 2, Y.reshape(6, 1, 1), ("2 units", "(6, 1, 1)")),
+        ("linear", 1, X[:, :2], ("layer 2", "1 linear unit,", "(6, 1)", "(6, 2)")),
+        ("linear", 2, X[:, 0], ("layer 2", "2 linear units", "(6, 2)", "(6, 1)")),
+        ("linear", 1, np.where(Y, np.inf, 0), ("finite", "inf")),
+        ("linear", 1, Y * 1e300, ("finite", "inf in float32")),
+    ],
+)
+def test_labels_that_do_not_fit_the_output_are_refused_in_one_line(output, units, given, words):
+    network = network_of(output, units)
+    before = network.parameters.flat.copy()
+    for use in (network.fit, network.evaluate):
+        with pytest.raises(DataError) as error:
+            use(X, given)
+        assert all(word in str(error.value) for word in words), str(error.value)
+        assert "\n" not in str(error.value) and str(error.value).startswith(("Y: ", "Y:"))
+    np.testing.assert_array_equal(network.parameters.flat, before)
+
+
+def test_what_is_wrong_with_validation_data_is_said_of_it():
+    network = network_of()
+    with pytest.raises(DataError, match="X of validation_data: expected finite"):
+        network.fit(X, Y, validation_data=(X * np.nan, Y))
+    with pytest.raises(DataError, match="Y of validation_data: expected 6 labels"):
+        network.fit(X, Y, validation_data=(X, Y[:2]))
+
+
+# ------------------------------------------------------------------------------------------- data files
+
+
+def write(path: Path, **content) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in content.items():
+            file[name] = values
+    return path
+
+
+WHOLE = {
+    "train_set_x": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),
+    "train_set_y": Y,
+    "test_set_x": np.arange(8, dtype=np.uint8).reshape(2, 2, 2),
+    "test_set_y": Y[:2],
+    "list_classes": np.array([b"non-cat", "ça".encode()]),
+}
+
+
+def test_the_assignments_layout_opens_lazily_by_its_parts(tmp_path: Path):
+    path = write(tmp_path / "cats.h5", **WHOLE)
+    with dnn.open_dataset(path) as data:
+        assert isinstance(data.train.X, h5py.Dataset) and data.train.X.shape == (6, 2, 2)
+        np.testing.assert_array_equal(data.train.Y[...], Y)
+        np.testing.assert_array_equal(data.test.X[...], WHOLE["test_set_x"])
+        assert data.test.Y.shape == (2,) and data.classes == ["non-cat", "ça"]
+        assert "X (6, 2, 2) uint8, Y (6,) int64" in repr(data) and str(path) in repr(data)
+
+
+def test_hdf5_data_sets_train_and_predict_as_arrays_do(tmp_path: Path, backend: Backend):
+    write(tmp_path / "a.h5", **WHOLE)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        for name in ("train_set_x", "train_set_y"):
+            values = WHOLE[name]
+            file.create_dataset(name, data=values, chunks=(4, *values.shape[1:]), compression="gzip", shuffle=True)
+    networks = [dnn.Network([4, 3, 1], dtype="float64", backend=backend.name) for _ in range(3)]
+    networks[0].fit(WHOLE["train_set_x"], Y, epochs=2, batch_size=4)
+    for network, name in zip(networks[1:], ("a.h5", "b.h5"), strict=True):
+        with dnn.open_dataset(str(tmp_path / name)) as data:
+            network.fit(data.train.X, data.train.Y, epochs=2, batch_size=4)
+            np.testing.assert_array_equal(network.predict_proba(data.train.X), networks[0].predict_proba(data.train.X))
+
+
+@pytest.mark.parametrize(("kept", "gone"), [("train", "test"), ("test", "train")])
+def test_a_part_that_is_absent_is_none(kept, gone, tmp_path: Path):
+    content = {name: values for name, values in WHOLE.items() if name.startswith(kept)}
+    with dnn.open_dataset(write(tmp_path / "part.h5", **content)) as data:
+        assert getattr(data, gone) is None and getattr(data, kept) is not None and data.classes is None
+
+
+def test_a_part_may_lack_its_labels_until_they_are_asked_for(tmp_path: Path):
+    path = write(tmp_path / "new.h5", test_set_x=X)
+    with dnn.open_dataset(path) as data:
+        assert data.test.X.shape == (6, 4) and "no labels" in repr(data)
+        with pytest.raises(DataError, match=r"new.h5: no data set 'test_set_y': the file has test_set_x$"):
+            _ = data.test.Y
+
+
+@pytest.mark.parametrize("name", ["deep/in/here", "/deep/in/here", "./deep/in/here", "deep//in/here"])
+def test_other_names_and_groups_by_argument(name, tmp_path: Path):
+    path = write(tmp_path / "other.h5", **{"deep/in/here": X, "labels": Y})
+    with dnn.open_dataset(path, x=name, y="labels") as data:
+        np.testing.assert_array_equal(data.train.X[...], X)
+        assert data.test is None
+
+
+@pytest.mark.parametrize("names", [{"x": "a"}, {"y": "a"}])
+def test_one_name_without_the_other_is_a_wrong_call(names, tmp_path: Path):
+    with pytest.raises(ValueError, match="give both x and y"):
+        dnn.open_dataset(write(tmp_path / "a.h5", a=X), **names)
+
+
+def test_a_closed_file_gives_nothing_more_and_can_be_replaced(tmp_path: Path):
+    path = write(tmp_path / "a.h5", **WHOLE)
+    with dnn.open_dataset(path) as data:
+        pass
+    with pytest.raises(DataError, match="X: its file is closed"):
+        network_of().predict(data.train.X)
+    with pytest.raises(DataError, match="Y: its file is closed"):
+        network_of().fit(X, data.train.Y)
+    write(path, train_set_x=X)  # HDF5 refuses to truncate a file that is open
+    with pytest.raises(DataError):
+        dnn.open_dataset(write(path, train_set_x=X, list_classes=1.0))
+    write(path, train_set_x=X)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (np.array(["ça".encode(), b"\xff\xfe"]), ["ça", "\ufffd\ufffd"]),
+        (np.array(["ça", "b"], dtype=h5py.string_dtype()), ["ça", "b"]),
+        (np.array([10, 20]), ["10", "20"]),
+    ],
+    ids=["bytes", "text", "numbers"],
+)
+def test_class_names_are_text_whatever_the_file_has(names, expected, tmp_path: Path):
+    with dnn.open_dataset(write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, list_classes=names)) as data:
+        assert data.classes == expected
+
+
+def elsewhere(tmp_path: Path) -> Path:
+    return write(tmp_path / "secret.h5", x=X)
+
+
+def linked(link):
+    def make(path: Path) -> None:
+        elsewhere(path.parent)
+        with h5py.File(path, "w") as file:
+            file["train_set_x"], file["train_set_y"] = link(), Y
+            file["here"] = X
+
+    return make
+
+
+def linked_labels(path: Path) -> None:
+    elsewhere(path.parent)
+    with h5py.File(path, "w") as file:
+        file["train_set_x"], file["train_set_y"] = X, h5py.ExternalLink("secret.h5", "x")
+
+
+def linked_group(path: Path) -> None:
+    elsewhere(path.parent)
+    with h5py.File(path, "w") as file:
+        file["train_set_x"], file["out"] = X, h5py.ExternalLink("secret.h5", "/")
+
+
+def raw_file(path: Path) -> None:
+    (path.parent / "raw").write_bytes(X.tobytes())
+    with h5py.File(path, "w") as file:
+        file.create_dataset("train_set_x", X.shape, X.dtype, external=str(path.parent / "raw"))
+
+
+def virtual(path: Path) -> None:
+    elsewhere(path.parent)
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource("secret.h5", "x", X.shape)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("train_set_x", layout)
+
+
+def declared(name: str, shape: tuple[int, ...], dtype: str):
+    def make(path: Path) -> None:
+        write(path, train_set_x=X, train_set_y=Y)
+        with h5py.File(path, "r+") as file:
+            if name in file:
+                del file[name]
+            file.create_dataset(name, shape, dtype, chunks=tuple(min(n, 1000) for n in shape))
+
+    return make
+
+
+def damaged_chunk(name: str):
+    """Compressed data with its last chunk overwritten: the file opens well, and a late read fails."""
+
+    def make(path: Path) -> None:
+        content = {"train_set_x": X, "train_set_y": Y, "list_classes": np.array([b"a", b"b"])}
+        with h5py.File(path, "w") as file:
+            for key, values in content.items():
+                file.create_dataset(key, data=values, chunks=(2, *values.shape[1:]), compression="gzip")
+            dataset = file[name].id
+            chunk = dataset.get_chunk_info(dataset.get_num_chunks() - 1)
+        with open(path, "r+b") as raw:
+            raw.seek(chunk.byte_offset)
+            raw.write(b"\xff" * chunk.size)
+
+    return make
+
+
+def of(**content):
+    return lambda path: write(path, **content)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (of(), ("no data set train_set_x or test_set_x", "no data sets", "x and y")),
+        (of(images=X, marks=Y), ("no data set train_set_x", "the file has images, marks", "x and y")),
+        (of(**{f"d{i:02}": 1 for i in range(30)}), ("d00, d01", "d19 and 10 more")),
+        (of(train_set_x=X, train_set_y=Y[:5]), ("train_set_x has 6 examples", "train_set_y has 5 labels")),
+        (of(test_set_x=X, test_set_y=Y[:5]), ("test_set_x has 6 examples", "test_set_y has 5 labels")),
+        (of(train_set_x=1.0), ("train_set_x", "one example a row", "single value")),
+        (of(train_set_x=X, train_set_y=1), ("train_set_y", "single value")),
+        (of(train_set_x=h5py.Empty("f4")), ("train_set_x", "holds nothing")),
+        (of(**{"train_set_x/data": X}), ("train_set_x", "is a group", "train_set_x/data")),
+        (of(train_set_x=np.array([b"ab"] * 6)), ("train_set_x", "expected numbers", "S2")),
+        (of(train_set_x=np.array(["a"] * 6, h5py.string_dtype())), ("train_set_x", "expected numbers", "object")),
+        (of(train_set_x=np.array([[]] * 6, h5py.vlen_dtype("f8"))), ("expected numbers", "object")),
+        (of(train_set_x=X.astype(complex)), ("expected numbers", "complex128")),
+        (of(train_set_x=X, list_classes=np.array([[b"a"]])), ("list_classes", "one name a class", "(1, 1)")),
+        (of(train_set_x=X, **{"list_classes/a": 1}), ("list_classes", "is a group")),
+        (linked(lambda: h5py.ExternalLink("secret.h5", "x")), ("train_set_x", "link to elsewhere", "store the data")),
+        (linked(lambda: h5py.SoftLink("/here")), ("train_set_x", "link to elsewhere", "refused")),
+        (linked_labels, ("train_set_y", "link to elsewhere", "refused")),
+        (raw_file, ("train_set_x", "in another file", "refused", "store the data itself")),
+        (virtual, ("train_set_x", "in another file", "refused")),
+        (declared("train_set_x", (10**12, 4), "f4"), ("train_set_x", "(1000000000000, 4)", "ever written")),
+        (declared("train_set_x", (6, 10**12), "f4"), ("train_set_x", "(6, 1000000000000)", "ever written")),
+        (declared("train_set_y", (10**12,), "u1"), ("train_set_y", "(1000000000000,)", "ever written")),
+        (declared("list_classes", (10**12,), "S1"), ("list_classes", "one name a class", "(1000000000000,)")),
+        (declared("list_classes", (2,), "S2000000000"), ("list_classes", "one name a class")),
+        (damaged_chunk("list_classes"), ("damaged",)),
+    ],
+)
+def test_a_file_that_is_no_data_file_is_refused_in_one_line_that_names_it(make, words, tmp_path: Path):
+    path = tmp_path / "bad.h5"
+    make(path)
+    with pytest.raises(DataError) as error:
+        dnn.open_dataset(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert all(word in message for word in words), message
+    path.rename(tmp_path / "closed.h5")
+    write(tmp_path / "closed.h5", x=X)  # it was closed: HDF5 would refuse to write it
+
+
+@pytest.mark.parametrize("name", ["out/x", "out"])
+def test_a_name_that_leads_through_a_link_is_refused(name, tmp_path: Path):
+    linked_group(tmp_path / "bad.h5")
+    with pytest.raises(DataError, match="out is a link to elsewhere: refused"):
+        dnn.open_dataset(tmp_path / "bad.h5", x=name, y="train_set_x")
+
+
+@pytest.mark.parametrize("part", ["train_set_x", "train_set_y"])
+def test_damage_found_late_is_the_files_fault_and_not_a_crash(part, tmp_path: Path):
+    damaged_chunk(part)(tmp_path / "bad.h5")
+    network = network_of()
+    with dnn.open_dataset(tmp_path / "bad.h5") as data, pytest.raises(DataError, match="the file is damaged"):
+        network.fit(data.train.X, data.train.Y)
+    assert network.epochs == 0 and network.input_scale is None
+
+
+def test_what_is_no_readable_file_is_told_apart(tmp_path: Path):
+    def complaint(content: bytes) -> str:
+        (tmp_path / "a.h5").write_bytes(content)
+        with pytest.raises(DataError) as error:
+            dnn.open_dataset(tmp_path / "a.h5")
+        return str(error.value).removeprefix(f"{tmp_path / 'a.h5'}: ")
+
+    whole = write(tmp_path / "whole.h5", **WHOLE).read_bytes()
+    assert complaint(b"") == "the file is empty"
+    assert complaint(b"a,b\n1,2\n" * 100) == "not an HDF5 file"
+    assert complaint(b"\x89HDF\r\n\x1a\n").startswith("a damaged HDF5 file")
+    assert "Git LFS pointer" in complaint(b"version https://git-lfs.github.com/spec/v1\n")
+    for length in (100, len(whole) // 2, len(whole) - 1):
+        assert "truncated" in complaint(whole[:length])
+    for path, words in (
+        ("missing.h5", "no such file"),
+        (".", "Is a directory"),
+        ("whole.h5/a.h5", "Not a directory"),
+        ("/dev/zero", "expected a file, got a pipe or a device"),
+    ):
+        with pytest.raises(DataError, match=words):
+            dnn.open_dataset(tmp_path / path)
+
+
+def test_a_file_damaged_anywhere_is_refused_or_harmless(tmp_path: Path):
+    """Every 53rd byte, one at a time: a DataError, here or at the reading, or numbers; nothing else."""
+    path = write(tmp_path / "a.h5", **WHOLE)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 53):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            with dnn.open_dataset(path) as data:
+                for part in filter(None, (data.train, data.test)):
+                    network_of().evaluate(part.X, part.Y)
+        except DataError:
+            refused += 1
+    assert refused > 10
