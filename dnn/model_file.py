@@ -99,7 +99,7 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     for name in network.parameters:
         network.parameters[name] = contents[f"parameters/{name}"]
     if "classes" in contents:
-        network.classes = [name.decode() for name in contents["classes"]]
+        network.classes = [name.decode("utf-8", "replace") for name in contents["classes"]]
     network.input_kind = architecture["input_kind"]
     shape = architecture["input_shape"]
     network.input_shape = None if shape is None else tuple(shape)
@@ -141,7 +141,7 @@ def _architecture(path: str, text: bytes) -> dict[str, Any]:
             raise ValueError(f"epochs {epochs!r}")
     except KeyError as cause:
         raise ModelFileError(f"{path}: its architecture lacks {cause}") from None
-    except (ValueError, TypeError, RecursionError) as cause:
+    except (ValueError, TypeError, OverflowError, RecursionError) as cause:
         raise ModelFileError(f"{path}: its architecture cannot be used: {cause}") from None
     return architecture
 
