@@ -268,7 +268,7 @@ def test_other_names_are_given_by_x_and_y(run: Run):
     names = ["--x", "images", "--y", "marks/main"]
     summary = run("train", named, *names, "--json", "--epochs", 2).summary()
     assert run("evaluate", summary["model"], named, *names, "--json").summary()["loss"] == summary["train"]["loss"]
-    assert len(run("predict", summary["model"], named, *names).rows()) == 31
+    assert len(run("predict", summary["model"], named, "--x", "images").rows()) == 31
 
 
 def test_one_seed_trains_one_network(run: Run):
@@ -445,7 +445,7 @@ def test_the_backend_is_the_flags_else_the_environments(run: Run, monkeypatch):
         (["train", "data.h5", "--seed", "-1"], ["seed", "-1"]),
         (["train", "data.h5", "--validation-split", "1"], ["validation_split", "below 1", "1.0"]),
         (["train", "data.h5", "--input-scale", "0"], ["input_scale", "above 0", "0.0"]),
-        (["train", "data.h5", "--x", "train_set_x"], ["both x and y"]),
+        (["train", "data.h5", "--y", "train_set_y"], ["y names the labels", "give x too"]),
         (["predict", "m.h5", "data.h5", "--split", "half"], ["--split", "'half'"]),
     ],
 )

@@ -376,10 +376,14 @@ def test_other_names_and_groups_by_argument(name, tmp_path: Path):
         assert data.test is None
 
 
-@pytest.mark.parametrize("names", [{"x": "a"}, {"y": "a"}])
-def test_one_name_without_the_other_is_a_wrong_call(names, tmp_path: Path):
-    with pytest.raises(ValueError, match="give both x and y"):
-        dnn.open_dataset(write(tmp_path / "a.h5", a=X), **names)
+def test_examples_can_be_named_without_labels_but_not_labels_alone(tmp_path: Path):
+    path = write(tmp_path / "a.h5", a=X, b=Y)
+    with dnn.open_dataset(path, x="a") as data:
+        np.testing.assert_array_equal(data.train.X[...], X)
+        with pytest.raises(DataError, match="name the labels of a too, as y: the file has a, b"):
+            _ = data.train.Y
+    with pytest.raises(ValueError, match="give x too"):
+        dnn.open_dataset(path, y="b")
 
 
 def test_a_closed_file_gives_nothing_more_and_can_be_replaced(tmp_path: Path):

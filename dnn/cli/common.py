@@ -21,9 +21,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def add_names(parser: argparse.ArgumentParser) -> None:
+def add_names(parser: argparse.ArgumentParser, labels: bool = True) -> None:
     parser.add_argument("--x", metavar="NAME", help="the examples' data set, in a file of another layout")
-    parser.add_argument("--y", metavar="NAME", help="the labels' data set, likewise")
+    if labels:
+        parser.add_argument("--y", metavar="NAME", help="the labels' data set, likewise")
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL.h5")
     parser.add_argument("data", metavar="DATA.h5|X.npy")
     add_split(parser)
-    add_names(parser)
+    add_names(parser, labels=False)
     parser.add_argument("--out", metavar="FILE.csv|.npy", help="instead of a CSV on stdout; .npy: the predictions only")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_common(parser)
@@ -44,7 +44,7 @@ def run(given: argparse.Namespace) -> None:
     if given.data.endswith(".npy"):
         content = _answers(given, network, _load_npy(given.data))
     else:
-        with open_dataset(given.data, given.x, given.y) as data:
+        with open_dataset(given.data, given.x) as data:
             _, part = chosen_part(data, given.split)
             content = _answers(given, network, part.X)
     if given.out is not None:

@@ -76,17 +76,18 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
     """Open a data file lazily: nothing is read before it is used.
 
     Without names: the assignment's layout, `train` and `test` each where the file has it. With `x` and `y`: those two
-    data sets are `train`, and there is no `test`. DataError says what is wrong with the file.
+    data sets are `train`, and there is no `test`; with `x` alone it has no labels. DataError says what is wrong with
+    the file.
     """
-    if (x is None) != (y is None):
-        raise ValueError("open_dataset: give both x and y, the names of the examples and of the labels, or neither")
+    if x is None and y is not None:
+        raise ValueError("open_dataset: y names the labels of the examples that x names: give x too")
     path = fspath(path)
     file = open_hdf5(path, DataError)
     train: Part | None
     test: Part | None
     try:
         with damage_told(path, DataError):
-            if x is not None and y is not None:
+            if x is not None:
                 train, test = _part(path, file, x, y), None
             else:
                 train, test = (
@@ -157,8 +158,10 @@ def read_head(path: str, error: type[Exception]) -> bytes:
     return head
 
 
-def _part(path: str, file: Any, x: str, y: str) -> Part:
+def _part(path: str, file: Any, x: str, y: str | None) -> Part:
     X = _numbers(path, file, x)
+    if y is None:
+        return Part(X, None, f"{path}: name the labels of {x} too, as y: the file has {_names(file)}")
     missing = f"{path}: no data set {y!r}: the file has {_names(file)}"
     if y not in file:
         return Part(X, None, missing)
