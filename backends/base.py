@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,12 +21,13 @@ class Backend(ABC):
     """What a machine can do with arrays. It knows nothing of networks.
 
     `xp` is the array module that the mathematics is written in. Everything that the array libraries
-    do differently (making arrays, moving them, choosing rows, waiting) is a method here; what they do
-    alike is called on `xp`.
+    do differently (making arrays, moving them, waiting) is a method here; what they do alike is
+    called on `xp`. `kernels` are this backend's own versions of functions that are written in `xp`.
     """
 
     name: str
     xp: Any
+    kernels: Mapping[str, Callable[..., None]] = {}
 
     @property
     @abstractmethod
@@ -56,9 +58,12 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> np.ndarray:
         """`array` on the host. It waits for the work that makes it; a NumPy array comes back as it is."""
 
-    @abstractmethod
-    def gather(self, source: Array, rows: Array, *, out: Array) -> None:
-        """out[i] = source[rows[i]]. Allocates nothing; `rows` are integers within `source`, unchecked."""
+    def fused(self, function: Callable[..., None]) -> Callable[..., None]:
+        """This backend's own version of `function`, looked up by its name, or `function` itself.
+
+        Both have one signature and one effect: `function`, written in `xp`, is the specification of the other.
+        """
+        return self.kernels.get(function.__name__, function)
 
     def synchronize(self) -> None:  # noqa: B027  (a backend that computes at once has nothing to wait for)
         """Wait until all work handed to the device is done."""

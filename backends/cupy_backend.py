@@ -48,9 +48,6 @@ class CupyBackend(Backend):
     def to_numpy(self, array: Array) -> np.ndarray:
         return array.get() if self.owns(array) else np.asarray(array)
 
-    def gather(self, source: Array, rows: Array, *, out: Array) -> None:
-        source.take(rows, axis=0, out=out)
-
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 

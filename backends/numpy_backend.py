@@ -16,9 +16,18 @@ ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
 
 
+def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:
+    """dnn.functional.gather."""
+    # mode="clip": the default buffers a whole copy of what it writes, to leave it untouched if a row is wrong
+    source.take(rows, axis=0, out=scratch, mode="clip")
+    if scale is not None:
+        np.multiply(scratch, scale, out=out)
+
+
 class NumpyBackend(Backend):
     name = "numpy"
     xp = np
+    kernels = {"gather": gather}  # noqa: RUF012
 
     @property
     def device(self) -> str:
@@ -47,10 +56,6 @@ class NumpyBackend(Backend):
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return np.asarray(array)
-
-    def gather(self, source: Array, rows: Array, *, out: Array) -> None:
-        # mode="clip": the default buffers a whole copy of `out`, to leave it untouched if a row is wrong
-        source.take(rows, axis=0, out=out, mode="clip")
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

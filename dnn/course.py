@@ -288,8 +288,7 @@ def _model(
         raise DataError(f"Y: expected shape (1, {m}), a label for every column of X, got {tuple(Y.shape)}")
     network = Network(layers_dims, initializer=initializer, seed=1, dtype=X.dtype, backend=backend.name)
     examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
-    step = TrainStep(network, SGD(learning_rate).bind(network.parameters), m, X=examples.X)
-    step.output.load(examples.targets, backend.asarray(np.arange(m)))
+    step = TrainStep(network, SGD(learning_rate).bind(network.parameters), examples, m, in_place=True)
     costs = []
     with np.errstate(over="ignore", invalid="ignore"):
         for i in range(num_iterations):

@@ -6,6 +6,9 @@ row; a layer of n_in inputs and n_out units. An argument named in the brackets a
 array object as the output; no other two may overlap.
 
 exp and a product may overflow here to the infinity that gives the right limit; callers silence NumPy's warning.
+
+A backend may own a faster version of a function here under the same name (`Backend.fused`); the one here is its
+specification, side effects included. What is called `scratch` holds anything afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +18,20 @@ from typing import Any
 import numpy as np
 
 from backends import Array
+
+# ----------------------------------------------------------------------------------------------- batches
+
+
+def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:
+    """out_i = scale · source[rows_i]: the examples of a batch. rows (m,), whole numbers within source.
+
+    scratch has out's shape and source's dtype. Without a scale (None) the dtypes are one and scratch is out itself;
+    with one, of out's dtype, the product is taken in that dtype.
+    """
+    xp.take(source, rows, axis=0, out=scratch)
+    if scale is not None:
+        xp.multiply(scratch, scale, out=out)
+
 
 # ---------------------------------------------------------------------------------------------- linear
 
@@ -42,6 +59,24 @@ def linear_backward(
     xp.dot(ones, dZ, out=db)
     if dA_prev is not None:
         xp.dot(dZ, W, out=dA_prev)
+
+
+def linear_relu(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:
+    """A = max(0, A_prev Wᵀ + b). Shapes as in linear_forward."""
+    linear_forward(xp, A_prev, W, b, out=out, scratch=scratch)
+    relu(xp, out, out=out)
+
+
+def linear_tanh(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:
+    """A = tanh(A_prev Wᵀ + b). Shapes as in linear_forward."""
+    linear_forward(xp, A_prev, W, b, out=out, scratch=scratch)
+    tanh(xp, out, out=out)
+
+
+def linear_sigmoid(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:
+    """A = σ(A_prev Wᵀ + b). Shapes as in linear_forward."""
+    linear_forward(xp, A_prev, W, b, out=out, scratch=scratch)
+    sigmoid(xp, out, out=out)
 
 
 # ----------------------------------------------------------------------------------------- activations
@@ -99,113 +134,113 @@ def softmax(xp: Any, Z: Array, ones: Array, *, out: Array, column: Array) -> Non
 
 
 # ------------------------------------------------------------------------------------ outputs and losses
-# From the logits Z (m, K) and the targets Y (m, K): the outputs P (m, K), and `loss` (1,), the mean of the losses of
-# the m examples. `weights` (m,) is filled with 1/m, or with 1/(m K) where the K units are averaged too: a product
-# with it is a mean that cannot overflow on the way. Of all three losses dJ/dZ is proportional to P − Y.
+# From the logits Z (m, K) and the targets: the outputs P (m, K), the gradient dZ (m, K) = dJ/dZ of the mean loss J of
+# the m examples, each loss, and each hit: 1 where the answer is right, else 0. Of all three losses dJ/dZ is
+# scale (P − Y); scale is 1/m for softmax, 1/(m K) for sigmoid and 2/(m K) for the squared error, whose losses are
+# averaged over the K units too.
 
 
 def sigmoid_cross_entropy(
-    xp: Any, Z: Array, Y: Array, weights: Array, ones: Array, *, P: Array, loss: Array, scratch: Array, row: Array
+    xp: Any,
+    Z: Array,
+    Y: Array,
+    scale: float,
+    *,
+    P: Array,
+    dZ: Array,
+    losses: Array,
+    hits: Array,
+    predicted: Array,
+    actual: Array,
 ) -> None:
-    """P = σ(Z), J = mean_ik [log(1 + exp(z)) − y z]: equation (7) with a = σ(z), finite for every finite logit.
+    """P = σ(Z), loss = log(1 + exp(z)) − y z: equation (7) with a = σ(z), finite for every finite logit.
 
-    Y in [0, 1]; K units are K labels of their own. ones (K, 1), scratch (m, K), row (K,).
+    Y (m, K) in [0, 1]; K units are K labels of their own. losses and hits (m, K): a hit has P and Y on the same side of
+    1/2, which itself counts as below. predicted and actual (m, K) bool are scratch.
     """
-    xp.multiply(Z, Y, out=P)
-    xp.logaddexp(Z, 0, out=scratch)
-    xp.subtract(scratch, P, out=scratch)
-    xp.dot(weights, scratch, out=row)
-    xp.dot(row, ones, out=loss)
+    xp.multiply(Z, Y, out=dZ)
+    xp.logaddexp(Z, 0, out=losses)
+    xp.subtract(losses, dZ, out=losses)
     sigmoid(xp, Z, out=P)
+    xp.subtract(P, Y, out=dZ)
+    xp.multiply(dZ, scale, out=dZ)
+    xp.greater(P, 0.5, out=predicted)
+    xp.greater(Y, 0.5, out=actual)
+    xp.equal(predicted, actual, out=hits)
 
 
 def softmax_cross_entropy(
     xp: Any,
     Z: Array,
+    labels: Array,
     Y: Array,
-    weights: Array,
     ones: Array,
+    scale: float,
     *,
     P: Array,
-    loss: Array,
-    scratch: Array,
-    column: Array,
+    dZ: Array,
     losses: Array,
+    hits: Array,
+    column: Array,
+    predicted: Array,
 ) -> None:
-    """P = softmax(Z), J = mean_i [log Σ_k exp(z_ik) − Σ_k y_ik z_ik], finite for every finite logit.
+    """P = softmax(Z), loss_i = log Σ_k exp(z_ik) − z_i,label, finite for every finite logit.
 
-    Y one-hot. ones (K, 1), scratch (m, K), column and losses (m, 1). P may alias Z.
+    labels (m, 1) int64, and Y (m, K), the same one-hot. losses and hits (m, 1): a hit has the first of the row's
+    largest entries at the label. ones (K, 1); column (m, 1) and predicted (m, 1) int64 are scratch.
     """
     xp.max(Z, axis=1, keepdims=True, out=column)
     xp.subtract(Z, column, out=P)
     # logits at the two ends of the dtype differ by more than it holds: 0 · (−inf) must not reach the product
     xp.maximum(P, LOWEST_LOGIT[P.dtype.char], out=P)
-    xp.multiply(P, Y, out=scratch)
-    xp.dot(scratch, ones, out=losses)
+    xp.multiply(P, Y, out=dZ)
+    xp.dot(dZ, ones, out=losses)
     xp.exp(P, out=P)
     xp.dot(P, ones, out=column)
     xp.divide(P, column, out=P)
     xp.log(column, out=column)
     xp.subtract(column, losses, out=losses)
-    xp.dot(weights, losses, out=loss)
-
-
-def squared_error(
-    xp: Any, Z: Array, Y: Array, weights: Array, ones: Array, *, loss: Array, scratch: Array, row: Array
-) -> None:
-    """P = Z, J = mean_ik (z − y)². ones (K, 1), scratch (m, K), row (K,)."""
-    xp.subtract(Z, Y, out=scratch)
-    xp.multiply(scratch, scratch, out=scratch)
-    xp.dot(weights, scratch, out=row)
-    xp.dot(row, ones, out=loss)
-
-
-def loss_backward(xp: Any, P: Array, Y: Array, scale: float, *, out: Array) -> None:
-    """dZ = dJ/dZ = scale · (P − Y). `out` may alias P.
-
-    scale is 1/m for softmax, 1/(m K) for sigmoid, 2/(m K) for the squared error.
-    """
-    xp.subtract(P, Y, out=out)
-    xp.multiply(out, scale, out=out)
-
-
-LOWEST_LOGIT = {char: float(np.finfo(char).min) / 2 for char in "efd"}
-
-
-def count_correct_classes(
-    xp: Any, P: Array, labels: Array, ones: Array, *, correct: Array, predicted: Array, hits: Array
-) -> None:
-    """How many of the m rows of P have their largest entry, the first of equals, at the row's label.
-
-    labels and predicted (m, 1) int64, ones (m,), hits (m, 1), correct (1,).
-    """
+    xp.subtract(P, Y, out=dZ)
+    xp.multiply(dZ, scale, out=dZ)
     xp.argmax(P, axis=1, keepdims=True, out=predicted)
     xp.equal(predicted, labels, out=hits)
-    xp.dot(ones, hits, out=correct)
 
 
-def count_correct_labels(
+def squared_error(xp: Any, Z: Array, Y: Array, scale: float, *, dZ: Array, losses: Array) -> None:
+    """loss = (z − y)², and P is Z. losses (m, K)."""
+    xp.subtract(Z, Y, out=dZ)
+    xp.multiply(dZ, dZ, out=losses)
+    xp.multiply(dZ, scale, out=dZ)
+
+
+def tally(
     xp: Any,
-    P: Array,
-    Y: Array,
+    losses: Array,
+    hits: Array,
+    weights: Array,
     ones_m: Array,
     ones_k: Array,
     *,
+    loss: Array,
     correct: Array,
-    predicted: Array,
-    actual: Array,
-    hits: Array,
+    loss_total: Array,
+    correct_total: Array,
     row: Array,
 ) -> None:
-    """How many of the m K entries of P and Y are on the same side of 1/2, which itself counts as 0.
+    """The batch's mean loss and number of hits, and both added to the running totals.
 
-    predicted and actual (m, K) bool, hits (m, K), ones_m (m,), ones_k (K, 1), row (K,), correct (1,).
+    losses and hits (m, k), ones_m (m,), ones_k (k, 1), loss and correct (1,), totals (1,) float64, row (k,) scratch.
+    weights (m,) are 1/(m k): a product with them is a mean that cannot overflow on the way.
     """
-    xp.greater(P, 0.5, out=predicted)
-    xp.greater(Y, 0.5, out=actual)
-    xp.equal(predicted, actual, out=hits)
+    xp.dot(weights, losses, out=row)
+    xp.dot(row, ones_k, out=loss)
     xp.dot(ones_m, hits, out=row)
     xp.dot(row, ones_k, out=correct)
+    xp.add(loss_total, loss, out=loss_total)
+    xp.add(correct_total, correct, out=correct_total)
+
+
+LOWEST_LOGIT = {char: float(np.finfo(char).min) / 2 for char in "efd"}
 
 
 # --------------------------------------------------------------------------------------------- updates

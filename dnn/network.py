@@ -193,11 +193,11 @@ class Network:
         order = self.backend.asarray(np.arange(m) if rows is None else rows)
         # about 16 MB of activations: products large enough for all cores, buffers that stay in a large cache
         batch_size = max(1, min(m, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes))))
-        step = Forward(self, batch_size)
+        step = Forward(self, examples, batch_size)
         for start in range(0, m, batch_size):
             if m - start < batch_size:
-                step = Forward(self, m - start)
-            step.load(examples, order[start : start + batch_size])
+                step = Forward(self, examples, m - start)
+            step.load(order[start : start + batch_size])
             yield start, step
 
 

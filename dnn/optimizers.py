@@ -81,8 +81,12 @@ class SGD(Optimizer):
 
 
 class _SGDUpdate(Update):
+    def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+        super().__init__(optimizer, parameters)
+        self._sgd = self.backend.fused(functional.sgd)
+
     def __call__(self) -> None:
-        functional.sgd(self._xp, self.parameters.flat, self.gradients.flat, self._learning_rate, scratch=self._scratch)
+        self._sgd(self._xp, self.parameters.flat, self.gradients.flat, self._learning_rate, scratch=self._scratch)
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,12 @@ class _MomentumUpdate(Update):
     state_names = ("velocity",)
     optimizer: Momentum
 
+    def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
+        super().__init__(optimizer, parameters)
+        self._momentum = self.backend.fused(functional.momentum)
+
     def __call__(self) -> None:
-        functional.momentum(
+        self._momentum(
             self._xp,
             self.parameters.flat,
             self.gradients.flat,
@@ -151,9 +159,11 @@ class _AdamUpdate(Update):
         self._correction1, self._correction2 = self._corrections[:1], self._corrections[1:]
         self._step_size = backend.zeros(1, parameters.dtype)
         self._epsilon = backend.zeros(1, parameters.dtype)
+        self._adam_factors = backend.fused(functional.adam_factors)
+        self._adam = backend.fused(functional.adam)
 
     def __call__(self) -> None:
-        functional.adam_factors(
+        self._adam_factors(
             self._xp,
             self._learning_rate_64,
             self.optimizer.eps,
@@ -166,7 +176,7 @@ class _AdamUpdate(Update):
             step_size=self._step_size,
             epsilon=self._epsilon,
         )
-        functional.adam(
+        self._adam(
             self._xp,
             self.parameters.flat,
             self.gradients.flat,

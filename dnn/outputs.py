@@ -18,68 +18,62 @@ from dnn import functional
 
 
 class Output:
-    """The last layer's end: from the logits Z (m, K) to P, the loss and dZ. All buffers are bound here, once.
+    """The last layer's end: from the logits Z (m, K) to P, the losses and dZ. All buffers are bound here, once.
 
     `loss` (1,) is the mean over the batch, taken before the update. `totals` (2,) are the running sums, over the
-    batches since `reset`, of that mean and of the number of correct entries.
+    batches since `reset`, of that mean and of the number of hits.
     """
 
     metric: ClassVar[str] = "accuracy"
 
-    def __init__(self, backend: Backend, Z: Array) -> None:
+    def __init__(self, backend: Backend, Z: Array, losses_per_example: int | None = None) -> None:
         m, K = Z.shape
-        self._backend = backend
+        k = losses_per_example or K
         self._xp: Any = backend.xp
         self.Z = Z
         self.P = backend.empty((m, K), Z.dtype)
         self.Y = backend.zeros((m, K), Z.dtype)
+        self.dZ = backend.empty((m, K), Z.dtype)
+        self._losses = backend.empty((m, k), Z.dtype)
+        self._hits = backend.zeros((m, k), Z.dtype)
+        self._scale = 1 / (m * k)
+        self._gather = backend.fused(functional.gather)
         self.loss = backend.zeros(1, Z.dtype)
-        self._correct = backend.zeros(1, Z.dtype)
-        self._scratch = backend.empty((m, K), Z.dtype)
-        self._row = backend.empty(K, Z.dtype)
-        self._ones_m = _filled(backend, m, Z.dtype, 1)
-        self._ones_k = _filled(backend, (K, 1), Z.dtype, 1)
-        self._weights = _filled(backend, m, Z.dtype, 1 / (m * self.averaged_units(K)))
-        self._scale = self.gradient_factor / (m * self.averaged_units(K))
         self.totals = backend.zeros(2, np.float64)
-        self._loss_total, self._correct_total = self.totals[:1], self.totals[1:]
-
-    gradient_factor: ClassVar[float] = 1.0
-
-    @staticmethod
-    def averaged_units(K: int) -> int:
-        """How many units an example's loss is averaged over."""
-        return K
+        self._tally = backend.fused(functional.tally)
+        self._tallied = {
+            "losses": self._losses,
+            "hits": self._hits,
+            "weights": _filled(backend, m, Z.dtype, 1 / (m * k)),
+            "ones_m": _filled(backend, m, Z.dtype, 1),
+            "ones_k": _filled(backend, (k, 1), Z.dtype, 1),
+            "loss": self.loss,
+            "correct": backend.zeros(1, Z.dtype),
+            "loss_total": self.totals[:1],
+            "correct_total": self.totals[1:],
+            "row": backend.empty(k, Z.dtype),
+        }
 
     @staticmethod
     def metric_value(loss: float, correct: float, m: int, K: int) -> float:
-        """The metric of m examples, from their mean loss and their number of correct entries."""
+        """The metric of m examples, from their mean loss and their number of hits."""
         return correct / (m * K)
 
     def load(self, targets: Array, rows: Array) -> None:
         """Take the targets of these rows."""
-        self._backend.gather(targets, rows, out=self.Y)
+        self._gather(self._xp, targets, rows, None, out=self.Y, scratch=self.Y)
 
     def activate(self) -> None:
         """P from Z, where nobody asks for the loss."""
         raise NotImplementedError
 
     def forward(self) -> None:
-        """P and `loss` from Z and the targets."""
-        raise NotImplementedError
-
-    def backward(self, dZ: Array) -> None:
-        """dZ = dJ/dZ."""
-        functional.loss_backward(self._xp, self.P, self.Y, self._scale, out=dZ)
-
-    def count_correct(self) -> None:
+        """P, dZ, losses and hits, from Z and the targets."""
         raise NotImplementedError
 
     def tally(self) -> None:
-        """Add this batch to `totals`."""
-        self.count_correct()
-        self._xp.add(self._loss_total, self.loss, out=self._loss_total)
-        self._xp.add(self._correct_total, self._correct, out=self._correct_total)
+        """`loss`, and this batch added to `totals`."""
+        self._tally(self._xp, **self._tallied)
 
     def reset(self) -> None:
         self.totals[...] = 0
@@ -88,99 +82,77 @@ class Output:
 class SigmoidOutput(Output):
     def __init__(self, backend: Backend, Z: Array) -> None:
         super().__init__(backend, Z)
-        self._predicted = backend.empty(Z.shape, np.bool_)
-        self._actual = backend.empty(Z.shape, np.bool_)
+        self._predicted, self._actual = (backend.empty(Z.shape, np.bool_) for _ in range(2))
+        self._sigmoid = backend.fused(functional.sigmoid)
+        self._cross_entropy = backend.fused(functional.sigmoid_cross_entropy)
 
     def activate(self) -> None:
-        functional.sigmoid(self._xp, self.Z, out=self.P)
+        self._sigmoid(self._xp, self.Z, out=self.P)
 
     def forward(self) -> None:
-        functional.sigmoid_cross_entropy(
+        self._cross_entropy(
             self._xp,
             self.Z,
             self.Y,
-            self._weights,
-            self._ones_k,
+            self._scale,
             P=self.P,
-            loss=self.loss,
-            scratch=self._scratch,
-            row=self._row,
-        )
-
-    def count_correct(self) -> None:
-        functional.count_correct_labels(
-            self._xp,
-            self.P,
-            self.Y,
-            self._ones_m,
-            self._ones_k,
-            correct=self._correct,
+            dZ=self.dZ,
+            losses=self._losses,
+            hits=self._hits,
             predicted=self._predicted,
             actual=self._actual,
-            hits=self._scratch,
-            row=self._row,
         )
 
 
 class SoftmaxOutput(Output):
     def __init__(self, backend: Backend, Z: Array) -> None:
-        super().__init__(backend, Z)
+        super().__init__(backend, Z, losses_per_example=1)
         m, K = Z.shape
         self._labels = backend.zeros((m, 1), np.int64)
         self._classes = self._labels.reshape(m)
         self._one_hot = backend.asarray(np.eye(K, dtype=Z.dtype))
-        self._predicted = backend.empty((m, 1), np.int64)
+        self._ones_k = _filled(backend, (K, 1), Z.dtype, 1)
         self._column = backend.empty((m, 1), Z.dtype)
-        self._losses = backend.empty((m, 1), Z.dtype)
-
-    @staticmethod
-    def averaged_units(K: int) -> int:
-        return 1
+        self._predicted = backend.empty((m, 1), np.int64)
+        self._softmax = backend.fused(functional.softmax)
+        self._cross_entropy = backend.fused(functional.softmax_cross_entropy)
 
     @staticmethod
     def metric_value(loss: float, correct: float, m: int, K: int) -> float:
         return correct / m
 
     def load(self, targets: Array, rows: Array) -> None:
-        self._backend.gather(targets, rows, out=self._labels)
-        self._backend.gather(self._one_hot, self._classes, out=self.Y)
+        self._gather(self._xp, targets, rows, None, out=self._labels, scratch=self._labels)
+        self._gather(self._xp, self._one_hot, self._classes, None, out=self.Y, scratch=self.Y)
 
     def activate(self) -> None:
-        functional.softmax(self._xp, self.Z, self._ones_k, out=self.P, column=self._column)
+        self._softmax(self._xp, self.Z, self._ones_k, out=self.P, column=self._column)
 
     def forward(self) -> None:
-        functional.softmax_cross_entropy(
+        self._cross_entropy(
             self._xp,
             self.Z,
-            self.Y,
-            self._weights,
-            self._ones_k,
-            P=self.P,
-            loss=self.loss,
-            scratch=self._scratch,
-            column=self._column,
-            losses=self._losses,
-        )
-
-    def count_correct(self) -> None:
-        functional.count_correct_classes(
-            self._xp,
-            self.P,
             self._labels,
-            self._ones_m,
-            correct=self._correct,
+            self.Y,
+            self._ones_k,
+            self._scale,
+            P=self.P,
+            dZ=self.dZ,
+            losses=self._losses,
+            hits=self._hits,
+            column=self._column,
             predicted=self._predicted,
-            hits=self._column,
         )
 
 
 class LinearOutput(Output):
     metric = "rmse"
-    gradient_factor = 2.0
 
     def __init__(self, backend: Backend, Z: Array) -> None:
         super().__init__(backend, Z)
         self.P = Z
+        self._scale *= 2
+        self._squared_error = backend.fused(functional.squared_error)
 
     @staticmethod
     def metric_value(loss: float, correct: float, m: int, K: int) -> float:
@@ -190,19 +162,7 @@ class LinearOutput(Output):
         pass
 
     def forward(self) -> None:
-        functional.squared_error(
-            self._xp,
-            self.Z,
-            self.Y,
-            self._weights,
-            self._ones_k,
-            loss=self.loss,
-            scratch=self._scratch,
-            row=self._row,
-        )
-
-    def count_correct(self) -> None:
-        pass
+        self._squared_error(self._xp, self.Z, self.Y, self._scale, dZ=self.dZ, losses=self._losses)
 
 
 OUTPUTS: dict[str, type[Output]] = {"sigmoid": SigmoidOutput, "softmax": SoftmaxOutput, "linear": LinearOutput}

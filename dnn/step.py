@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from backends import Array
 from dnn import functional
-from dnn.functional import linear_backward, linear_forward
 from dnn.outputs import OUTPUTS
 
 if TYPE_CHECKING:
@@ -22,51 +23,59 @@ if TYPE_CHECKING:
     from dnn.optimizers import Update
 
 ACTIVATIONS: dict[str, tuple[Any, Any]] = {
-    "relu": (functional.relu, functional.relu_backward),
-    "tanh": (functional.tanh, functional.tanh_backward),
-    "sigmoid": (functional.sigmoid, functional.sigmoid_backward),
+    "relu": (functional.linear_relu, functional.relu_backward),
+    "tanh": (functional.linear_tanh, functional.tanh_backward),
+    "sigmoid": (functional.linear_sigmoid, functional.sigmoid_backward),
 }
 
 
 class Forward:
-    """From X (m, n_in) to the output's P, and to the loss where targets are loaded.
+    """From batches of these examples to the output's P, and to the loss where they have targets.
 
-    `X` is the step's own buffer, or an array handed in that then stays bound: the network's dtype, C-contiguous or
-    the transpose of such. Each layer keeps one array: its activation is computed in place of Z.
+    `in_place`: the batch is all the examples, in their order, and is never loaded: X stays where it is, in the
+    network's dtype, C-contiguous or the transpose of such. Each layer keeps one array: its activation is computed in
+    place of Z.
     """
 
-    def __init__(self, network: Network, batch_size: int, X: Array | None = None) -> None:
-        backend, parameters = network.backend, network.parameters
-        self._backend = backend
+    def __init__(self, network: Network, examples: Examples, batch_size: int, in_place: bool = False) -> None:
+        backend, parameters, dtype = network.backend, network.parameters, network.dtype
         self._xp: Any = backend.xp
-        self._activation, self._activation_backward = ACTIVATIONS[network.activation]
+        linear_activation, activation_backward = ACTIVATIONS[network.activation]
+        self._gather = backend.fused(functional.gather)
+        self._linear = backend.fused(functional.linear_forward)
+        self._linear_activation = backend.fused(linear_activation)
+        self._activation_backward = backend.fused(activation_backward)
         self.batch_size = batch_size
-        self.X = backend.empty((batch_size, network.layer_sizes[0]), network.dtype) if X is None else X
-        scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), network.dtype)
+        self._examples = examples
+        self.X = examples.X if in_place else backend.empty((batch_size, network.layer_sizes[0]), dtype)
+        self._unscaled = self.X if examples.scale is None else backend.empty(self.X.shape, examples.X.dtype)
+        scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), dtype)
         self._layers = []
         A_prev = self.X
         for layer, n_out in enumerate(network.layer_sizes[1:], start=1):
-            A = backend.empty((batch_size, n_out), network.dtype)
+            A = backend.empty((batch_size, n_out), dtype)
             as_A = scratch[: A.size].reshape(A.shape)
             self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A, as_A))
             A_prev = A
         *self._hidden, self._last = self._layers
         self.output = OUTPUTS[network.output](backend, A_prev)
+        if in_place:
+            self.output.load(examples.targets, backend.asarray(np.arange(batch_size)))
 
-    def load(self, examples: Examples, rows: Array) -> None:
+    def load(self, rows: Array) -> None:
         """Take these rows of the examples as the batch."""
-        self._backend.gather(examples.X, rows, out=self.X)
+        examples = self._examples
+        self._gather(self._xp, examples.X, rows, examples.scale, out=self.X, scratch=self._unscaled)
         if examples.targets is not None:
             self.output.load(examples.targets, rows)
 
     def logits(self) -> None:
         """Z_L from X."""
-        xp, activation = self._xp, self._activation
+        xp, linear_activation = self._xp, self._linear_activation
         for A_prev, W, b, A, scratch in self._hidden:
-            linear_forward(xp, A_prev, W, b, out=A, scratch=scratch)
-            activation(xp, A, out=A)
+            linear_activation(xp, A_prev, W, b, out=A, scratch=scratch)
         A_prev, W, b, Z, scratch = self._last
-        linear_forward(xp, A_prev, W, b, out=Z, scratch=scratch)
+        self._linear(xp, A_prev, W, b, out=Z, scratch=scratch)
 
     def predict(self) -> None:
         """P from X."""
@@ -83,15 +92,17 @@ class Forward:
 class TrainStep(Forward):
     """Forward, loss, backward, update. After a call `output.loss` is the batch's loss before the update."""
 
-    def __init__(self, network: Network, update: Update, batch_size: int, X: Array | None = None) -> None:
-        super().__init__(network, batch_size, X)
-        backend, dtype, gradients = self._backend, network.dtype, update.gradients
+    def __init__(
+        self, network: Network, update: Update, examples: Examples, batch_size: int, in_place: bool = False
+    ) -> None:
+        super().__init__(network, examples, batch_size, in_place)
+        backend, dtype, gradients = network.backend, network.dtype, update.gradients
         self._update = update
+        self._linear_backward = backend.fused(functional.linear_backward)
         self._ones = backend.empty(batch_size, dtype)
         self._ones.fill(1)
         # dA_{l-1} is computed from dZ_l into a buffer of its own, and becomes dZ_{l-1} there
-        dZ = [backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:]]
-        self._dZ_last = dZ[-1]
+        dZ = [*(backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:-1]), self.output.dZ]
         self._backward = []
         for layer in range(len(dZ), 0, -1):
             A_prev, W, _, _, _ = self._layers[layer - 1]
@@ -105,10 +116,9 @@ class TrainStep(Forward):
         self._update()
 
     def gradients(self) -> None:
-        """dW and db of every layer, after a forward pass. The first layer's dX is not computed: nobody needs it."""
-        xp, activation_backward, ones = self._xp, self._activation_backward, self._ones
-        self.output.backward(self._dZ_last)
+        """dW and db of every layer, after `evaluate`. The first layer's dX is not computed: nobody needs it."""
+        xp, linear_backward, activation_backward = self._xp, self._linear_backward, self._activation_backward
         for dZ, A_prev, W, dW, db, dA_prev, scratch in self._backward:
-            linear_backward(xp, dZ, A_prev, W, ones, dW=dW, db=db, dA_prev=dA_prev)
+            linear_backward(xp, dZ, A_prev, W, self._ones, dW=dW, db=db, dA_prev=dA_prev)
             if dA_prev is not None:
                 activation_backward(xp, dA_prev, A_prev, out=dA_prev, scratch=scratch)

@@ -107,24 +107,23 @@ class _Epochs:
         backend, update = network.backend, network._update
         assert update is not None
         self._network = network
-        self._examples = examples
         self._rows = rows
         self._m = m = examples.m if rows is None else len(rows)
         batch_size = min(batch_size, m)
-        in_place = batch_size == m and rows is None
-        self._shuffle = shuffle and batch_size < m
+        # one batch has no order, and is loaded once; not even that where X can be used as it is
+        self._one_batch = batch_size == m
+        in_place = self._one_batch and rows is None and examples.scale is None
+        self._shuffle = shuffle and not self._one_batch
         # a copy: shuffling writes into it
         self._order = backend.asarray(np.arange(m) if rows is None else rows.copy())
-        step = TrainStep(network, update, batch_size, X=examples.X if in_place else None)
+        step = TrainStep(network, update, examples, batch_size, in_place)
+        if self._one_batch and not in_place:
+            step.load(self._order)
         self._steps = [step]
-        self.batches: list[tuple[TrainStep, Array | None]] = []
-        if in_place:
-            step.output.load(examples.targets, self._order)
-            self.batches.append((step, None))
-            return
+        self.batches: list[tuple[TrainStep, Array]] = []
         for start in range(0, m, batch_size):
             if m - start < batch_size:
-                step = TrainStep(network, update, m - start)
+                step = TrainStep(network, update, examples, m - start)
                 self._steps.append(step)
             self.batches.append((step, self._order[start : start + batch_size]))
 
@@ -134,10 +133,9 @@ class _Epochs:
             self._order[...] = self._network.backend.asarray(self._permutation())
         for step in self._steps:
             step.output.reset()
-        examples = self._examples
         for step, rows in self.batches:
-            if rows is not None:
-                step.load(examples, rows)
+            if not self._one_batch:
+                step.load(rows)
             step()
             interrupt.check()
             progress.step_done()

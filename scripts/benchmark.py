@@ -207,14 +207,14 @@ def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: i
 
     examples = prepare(network, X, Y, fitting=True)
     twin = dnn.Network(network.layer_sizes, seed=network.seed)
-    step = TrainStep(twin, dnn.SGD(0.1).bind(twin.parameters), batch_size)
+    step = TrainStep(twin, dnn.SGD(0.1).bind(twin.parameters), examples, batch_size)
     rows = [np.arange(start, start + batch_size) for start in range(0, len(X), batch_size)]
-    step.load(examples, rows[0])
+    step.load(rows[0])
 
     def epoch() -> None:
         for batch in rows:
             if len(rows) > 1:
-                step.load(examples, batch)
+                step.load(batch)
             step()
 
     return epoch

@@ -83,13 +83,6 @@ class DeviceArray:
         device.count("launches")
         self.host.fill(value)
 
-    def take(self, rows: DeviceArray, axis: int | None = None, out: DeviceArray | None = None) -> Any:
-        if out is None:
-            return _launched(np.take(self.host, _unwrap(rows), axis, mode="wrap"))
-        device.count("launches")
-        np.take(self.host, _unwrap(rows), axis, out=out.host, mode="wrap")
-        return out
-
     def __getitem__(self, key: Any) -> DeviceArray:
         if isinstance(key, DeviceArray):
             if key.dtype == bool:
@@ -227,6 +220,14 @@ class Module:
     def where(self, condition: DeviceArray, x: Any, y: Any) -> DeviceArray:
         return _launched(np.where(condition.host, _unwrap(x), _unwrap(y)))
 
+    def take(self, a: DeviceArray, rows: DeviceArray, axis: int | None = None, out: DeviceArray | None = None) -> Any:
+        if out is None:
+            return _launched(np.take(a.host, rows.host, axis, mode="wrap"))
+        if out.dtype != a.dtype:
+            raise TypeError("output dtype mismatch")
+        np.take(a.host, rows.host, axis, out=out.host, mode="wrap")
+        return _launched(None, out)
+
     def copyto(self, a: DeviceArray, b: DeviceArray) -> None:
         device.count("launches")
         np.copyto(a.host, b.host)
@@ -265,9 +266,6 @@ class StandinBackend(Backend):
 
     def to_numpy(self, array: Any) -> np.ndarray:
         return array.get() if isinstance(array, DeviceArray) else np.asarray(array)
-
-    def gather(self, source: DeviceArray, rows: DeviceArray, *, out: DeviceArray) -> None:
-        source.take(rows, axis=0, out=out)
 
 
 register("standin", StandinBackend)

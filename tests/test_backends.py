@@ -151,12 +151,13 @@ def test_new_arrays_are_contiguous_and_zeros_are_zero(backend: Backend):
         assert not backend.to_numpy(backend.zeros(shape, np.float32)).any()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
-def test_gather_takes_rows_in_any_order_and_again(dtype, backend: Backend):
-    source = np.arange(12).reshape(4, 3).astype(dtype)
-    rows, out = backend.asarray(np.array([2, 0, 2])), backend.empty((3, 3), dtype)
-    backend.gather(backend.asarray(source), rows, out=out)
-    np.testing.assert_array_equal(backend.to_numpy(out), source[[2, 0, 2]])
+def test_a_backends_own_version_of_a_function_is_found_by_its_name(backend: Backend):
+    def adam() -> None: ...
+
+    def of_no_backend() -> None: ...
+
+    assert backend.fused(adam) is backend.kernels.get("adam", adam)
+    assert backend.fused(of_no_backend) is of_no_backend
 
 
 def test_a_backend_describes_itself(backend: Backend):

@@ -23,6 +23,27 @@ def on(backend: Backend, *arrays):
     return [backend.asarray(array) for array in arrays]
 
 
+# ------------------------------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_gather_takes_rows_in_any_order_and_again(dtype, backend: Backend):
+    source = np.arange(12).reshape(4, 3).astype(dtype)
+    (out,) = buffers(backend, (3, 3), dtype=dtype)
+    gather = backend.fused(functional.gather)
+    gather(backend.xp, *on(backend, source, np.array([2, 0, 2])), None, out=out, scratch=out)
+    np.testing.assert_array_equal(backend.to_numpy(out), source[[2, 0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gather_scales_bytes_in_the_dtype_of_the_batch(dtype, backend: Backend):
+    source = np.arange(256, dtype=np.uint8).reshape(128, 2)
+    rows, scale = np.arange(128)[::-1].copy(), dtype(1 / 255)
+    out, scratch = backend.empty((128, 2), dtype), backend.empty((128, 2), np.uint8)
+    backend.fused(functional.gather)(backend.xp, *on(backend, source, rows), scale, out=out, scratch=scratch)
+    np.testing.assert_array_equal(backend.to_numpy(out), source[::-1].astype(dtype) * scale)
+
+
 # ------------------------------------------------------------------------------------------- linear
 
 
@@ -31,6 +52,14 @@ def test_linear_forward_is_the_product_plus_the_bias(backend: Backend):
     Z, scratch = buffers(backend, (5, 4), (5, 4))
     functional.linear_forward(backend.xp, *on(backend, A, W, b), out=Z, scratch=scratch)
     np.testing.assert_allclose(backend.to_numpy(Z), A @ W.T + b, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_linear_and_activation_is_one_after_the_other(name, backend: Backend):
+    A, W, b = RNG.standard_normal((5, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal(4)
+    out, scratch = buffers(backend, (5, 4), (5, 4))
+    backend.fused(ACTIVATIONS[name][0])(backend.xp, *on(backend, A, W, b), out=out, scratch=scratch)
+    np.testing.assert_allclose(backend.to_numpy(out), OF[name](A @ W.T + b), atol=1e-14)
 
 
 def test_linear_backward_is_the_transpose_of_forward(backend: Backend):
@@ -53,7 +82,7 @@ OF = {"relu": lambda z: np.maximum(0, z), "tanh": np.tanh, "sigmoid": lambda z: 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_activation_and_its_slope(name, dtype, backend: Backend):
-    forward, backward = ACTIVATIONS[name]
+    forward, backward = getattr(functional, name), ACTIVATIONS[name][1]
     Z = np.array([[-30.0, -2.0, -0.1], [0.1, 2.0, 30.0]])
     h = 1e-6
     slope = (OF[name](Z + h) - OF[name](Z - h)) / (2 * h)
@@ -68,7 +97,7 @@ def test_activation_and_its_slope(name, dtype, backend: Backend):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_may_write_over_its_input(name, backend: Backend):
-    forward, backward = ACTIVATIONS[name]
+    forward, backward = getattr(functional, name), ACTIVATIONS[name][1]
     Z, dA = RNG.standard_normal((4, 3)), RNG.standard_normal((4, 3))
     A, dZ, scratch = buffers(backend, *3 * [(4, 3)])
     forward(backend.xp, backend.asarray(Z), out=A)
@@ -100,6 +129,7 @@ def loss_of(name: str, backend: Backend, Z: np.ndarray, targets: np.ndarray) -> 
     output = bound(name, backend, Z, targets)
     with np.errstate(over="ignore"):
         output.forward()
+    output.tally()
     return float(backend.to_numpy(output.loss)[0])
 
 
@@ -118,16 +148,14 @@ CASES = {
 def test_gradient_of_the_loss_is_that_of_finite_differences(case, backend: Backend):
     name, Z, targets = CASES[case]
     output = bound(name, backend, Z.copy(), targets)
-    (dZ,) = buffers(backend, Z.shape)
     output.forward()
-    output.backward(dZ)
     slope = np.empty_like(Z)
     for place in np.ndindex(Z.shape):
         above, below = Z.copy(), Z.copy()
         above[place] += 1e-6
         below[place] -= 1e-6
         slope[place] = (loss_of(name, backend, above, targets) - loss_of(name, backend, below, targets)) / 2e-6
-    np.testing.assert_allclose(backend.to_numpy(dZ), slope, atol=1e-9)
+    np.testing.assert_allclose(backend.to_numpy(output.dZ), slope, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -143,11 +171,10 @@ def test_loss_and_gradient_are_pytorchs(case, backend: Backend):
         loss = torch.nn.functional.mse_loss(logits, torch.tensor(targets))
     loss.backward()
     output = bound(name, backend, Z.copy(), targets)
-    (dZ,) = buffers(backend, Z.shape)
     output.forward()
-    output.backward(dZ)
+    output.tally()
     assert float(backend.to_numpy(output.loss)[0]) == pytest.approx(loss.item(), abs=1e-14)
-    np.testing.assert_allclose(backend.to_numpy(dZ), logits.grad.numpy(), atol=1e-14)
+    np.testing.assert_allclose(backend.to_numpy(output.dZ), logits.grad.numpy(), atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -163,12 +190,12 @@ def test_loss_and_gradient_are_finite_for_every_finite_logit(name, dtype, data):
     Z = np.array(data.draw(st.lists(st.lists(numbers, min_size=K, max_size=K), min_size=1, max_size=6)), dtype)
     targets = np.array([[data.draw(st.integers(0, max(K - 1, 1)))] for _ in Z])
     output = bound(name, backend, Z.copy(), targets.astype(dtype) if name == "sigmoid" else targets)
-    dZ = np.full_like(Z, np.nan)
+    output.dZ.fill(np.nan)
     with np.errstate(over="ignore"):
         output.forward()
-        output.backward(dZ)
+        output.tally()
     assert np.isfinite(output.loss).all() and output.loss[0] >= 0
-    assert np.isfinite(dZ).all() and np.isfinite(output.P).all()
+    assert np.isfinite(output.dZ).all() and np.isfinite(output.P).all()
     np.testing.assert_allclose(output.P.sum(axis=1) if K > 1 else 1, 1, rtol=1e-5)
 
 

@@ -21,10 +21,15 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Examples:
-    """X (m, n_in) in the network's dtype, scaled; targets as the network's output takes them, or None."""
+    """X (m, n_in) on the network's device, and targets as the network's output takes them, or None.
+
+    Bytes stay bytes, a quarter of the memory, with the `scale` that a batch is multiplied by, of the network's dtype.
+    Anything else is in that dtype and scaled already: then `scale` is None.
+    """
 
     X: Array
-    targets: Array | None
+    targets: Array | None = None
+    scale: Any = None
 
     @property
     def m(self) -> int:
@@ -49,7 +54,12 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
         targets_name = "Y" + name[1:]
         targets = targets_for(network, Y, X.shape[0], targets_name, name)
         targets = network.backend.asarray(targets)
-    examples = Examples(_convert(network, name, X, scale), targets)
+    of_bytes = X.dtype == np.uint8
+    examples = Examples(
+        _bytes(network, name, X) if of_bytes else _convert(network, name, X, scale),
+        targets,
+        network.dtype.type(scale) if of_bytes else None,
+    )
     if fitting:
         # only now, when nothing was refused: the network is as it was after a fit that never began
         network.input_scale, network.input_kind = scale, kind
@@ -120,6 +130,21 @@ def _scaling(network: Network, name: str, X: Any, fitting: bool) -> tuple[float,
         fix = "give uint8" if network.input_kind == "bytes" else f"convert {name} as the training data was"
         raise DataError(f"{name}: this network was trained on {trained}; got {X.dtype}: {fix}")
     return network.input_scale, network.input_kind
+
+
+def _bytes(network: Network, name: str, X: Any) -> Array:
+    """(m, n_in), C-contiguous, as they are."""
+    shape = (X.shape[0], network.layer_sizes[0])
+    if _is_device_array(X):
+        if network.backend.owns(X):
+            return network.backend.xp.ascontiguousarray(X.reshape(shape))
+        X = backend_of(X).to_numpy(X)
+    if isinstance(X, np.ndarray):
+        return network.backend.asarray(np.ascontiguousarray(X.reshape(shape)))
+    host = _new_host_array(name, shape, np.dtype(np.uint8))
+    for start, stop in _chunks(*shape):
+        host[start:stop] = _read(name, X, slice(start, stop)).reshape(stop - start, shape[1])
+    return network.backend.asarray(host)
 
 
 def _convert(network: Network, name: str, X: Any, scale: float) -> Array:
