@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, Backend, BackendUnavailableError
+from backends.kernels import FACTORIES, Elementwise
+from backends.kernels.compiler import FOLDER
 
 _WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
 
@@ -20,6 +22,8 @@ class CupyBackend(Backend):
     def __init__(self) -> None:
         self.xp = _usable_cupy()
         self._stream = self.xp.cuda.Stream(non_blocking=True)
+        compiler = _CupyCompiler(self.xp)
+        self.kernels = {name: factory(compiler) for name, factory in FACTORIES.items()}
 
     @property
     def device(self) -> str:
@@ -60,6 +64,29 @@ class CupyBackend(Backend):
                 yield self._stream
         finally:
             outside.wait_event(self._stream.record())
+
+
+class _CupyCompiler:
+    """Kernels are compiled at their first launch, and kept in CuPy's cache folder."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+
+    def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
+        return self._cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, f"dnn_{kernel.name}")
+
+    def cuda(self, file: str, function: str) -> Callable[..., Any]:
+        names = {np.dtype(np.float32): f"{function}<float>", np.dtype(np.float64): f"{function}<double>"}
+        source = (FOLDER / file).read_text()
+        module = self._cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=tuple(names.values()))
+        functions: dict[Any, Any] = {}
+
+        def launch(dtype: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+            if dtype not in functions:
+                functions[dtype] = module.get_function(names[dtype])
+            functions[dtype]((blocks,), (threads,), arguments)
+
+        return launch
 
 
 def _usable_cupy() -> Any:

@@ -1,0 +1,30 @@
+"""The rows of a batch: chosen, converted and scaled in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from backends.base import Array
+from backends.kernels.compiler import Compiler, Elementwise
+
+_ROWS = "raw int64 rows, int64 n"
+_ROW = "source[rows[i / n] * n + i % n]"
+
+
+def gather(compiler: Compiler) -> Callable[..., None]:
+    copied = compiler.elementwise(Elementwise("gather", f"raw T source, {_ROWS}", "T out", f"out = {_ROW}"))
+    scaled = compiler.elementwise(
+        Elementwise("gather_scaled", f"raw S source, {_ROWS}, T scale", "T out", f"out = T({_ROW}) * scale")
+    )
+
+    def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:
+        if scale is None:
+            copied(source, rows, source.shape[1], out)
+        else:
+            scaled(source, rows, source.shape[1], scale, out)
+
+    return gather
+
+
+FACTORIES = {"gather": gather}

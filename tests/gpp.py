@@ -1,0 +1,134 @@
+"""Compiles the fused kernels with g++, so that a machine without a GPU can hold them against their specifications."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.kernels import Elementwise
+from backends.kernels.compiler import FOLDER
+
+C_TYPES = {"float32": "float", "float64": "double", "int64": "long long", "uint8": "unsigned char"}
+
+ELEMENTWISE = """
+#include <cmath>
+using namespace std;
+extern "C" void run(long long size, void **given) {{
+    {bindings}
+    for (long long i = 0; i < size; ++i) {{
+        {elements}
+        {operation};
+    }}
+}}
+"""
+
+# CUDA on the CPU: the blocks one after the other, a thread for each of theirs
+CUDA = """
+#include <barrier>
+#include <cmath>
+#include <thread>
+#include <vector>
+using namespace std;
+#define __global__
+#define __device__
+#define __shared__ static
+struct Index {{ unsigned x; }};
+static thread_local Index threadIdx;
+static Index blockIdx;
+static barrier<> *all;
+#define __syncthreads() all->arrive_and_wait()
+#include "{file}"
+extern "C" void run(long long blocks, long long threads, void **given) {{
+    for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {{
+        barrier<> meeting(threads);
+        all = &meeting;
+        vector<thread> block;
+        for (unsigned x = 0; x < threads; ++x)
+            block.emplace_back([=] {{ threadIdx.x = x; {function}<{T}>({arguments}); }});
+        for (auto &each : block)
+            each.join();
+    }}
+}}
+"""
+
+
+class Gpp:
+    """A `Compiler` whose kernels run on NumPy arrays."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def elementwise(self, kernel: Elementwise) -> Callable[..., None]:
+        parameters = [part.split() for part in f"{kernel.inputs}, {kernel.outputs}".split(",")]
+
+        def run(*arguments: Any, size: int | None = None) -> None:
+            arguments = tuple(self._checked(argument) for argument in arguments)
+            types, bindings, elements = {}, [], []
+            for number, ((*raw, kind, name), argument) in enumerate(zip(parameters, arguments, strict=True)):
+                is_array = isinstance(argument, np.ndarray)
+                if len(kind) > 1:
+                    c_type = C_TYPES[kind]
+                    assert not is_array or argument.dtype == kind, f"{kernel.name}: {name}"
+                    argument = argument if is_array else np.dtype(kind).type(argument)
+                    arguments = (*arguments[:number], argument, *arguments[number + 1 :])
+                else:
+                    c_type = C_TYPES[argument.dtype.name]
+                    assert types.setdefault(kind, c_type) == c_type, f"{kernel.name}: {kind} is two types"
+                if not is_array:
+                    bindings.append(f"const {c_type} {name} = *({c_type} *)given[{number}];")
+                elif raw:
+                    bindings.append(f"{c_type} *{name} = ({c_type} *)given[{number}];")
+                else:
+                    assert size in (None, argument.size), f"{kernel.name}: {name} is of another size"
+                    size = argument.size
+                    bindings.append(f"{c_type} *all_{name} = ({c_type} *)given[{number}];")
+                    elements.append(f"{c_type} &{name} = all_{name}[i];")
+            bindings += [f"typedef {c_type} {variable};" for variable, c_type in types.items()]
+            assert size is not None
+            source = ELEMENTWISE.format(
+                bindings=" ".join(bindings), elements=" ".join(elements), operation=kernel.operation
+            )
+            self._library(source).run(ctypes.c_longlong(size), _pointers(arguments))
+
+        return run
+
+    def cuda(self, file: str, function: str) -> Callable[..., None]:
+        def run(dtype: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+            arguments = tuple(self._checked(argument) for argument in arguments)
+            words = [
+                f"({C_TYPES[a.dtype.name]} *)given[{i}]"
+                if isinstance(a, np.ndarray)
+                else f"*({C_TYPES[a.dtype.name]} *)given[{i}]"
+                for i, a in enumerate(arguments)
+            ]
+            source = CUDA.format(
+                file=FOLDER / file, function=function, T=C_TYPES[np.dtype(dtype).name], arguments=", ".join(words)
+            )
+            self._library(source).run(ctypes.c_longlong(blocks), ctypes.c_longlong(threads), _pointers(arguments))
+
+        return run
+
+    @staticmethod
+    def _checked(argument: Any) -> Any:
+        assert not isinstance(argument, np.ndarray) or argument.flags.c_contiguous
+        return argument
+
+    def _library(self, source: str) -> ctypes.CDLL:
+        path = self._folder / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
+        if not path.exists():
+            flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-pthread", "-x", "c++", "-"]
+            subprocess.run(["g++", *flags, "-o", path], input=source, text=True, check=True)
+        return ctypes.CDLL(str(path))
+
+
+def _pointers(arguments: tuple[Any, ...]) -> Any:
+    held = [a if isinstance(a, np.ndarray) else np.array(a) for a in arguments]
+    pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
+    pointers.held = held  # as long as the pointers
+    return pointers
