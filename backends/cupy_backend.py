@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from backends.base import Array, Backend, BackendUnavailableError
 from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
+from backends.kernels.products import gemm_arguments
 
 _WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
 
@@ -22,8 +24,8 @@ class CupyBackend(Backend):
     def __init__(self) -> None:
         self.xp = _usable_cupy()
         self._stream = self.xp.cuda.Stream(non_blocking=True)
-        compiler = _CupyCompiler(self.xp)
-        self.kernels = {name: factory(compiler) for name, factory in FACTORIES.items()}
+        self._compiler = _CupyCompiler(self.xp)
+        self.kernels = {name: factory(self._compiler) for name, factory in FACTORIES.items()}
 
     @property
     def device(self) -> str:
@@ -55,6 +57,9 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        return _Graph(self.xp, step) if self._compiler.capturable else step
+
     @contextmanager
     def stream(self) -> Iterator[object]:
         outside = self.xp.cuda.get_current_stream()
@@ -66,11 +71,100 @@ class CupyBackend(Backend):
             outside.wait_event(self._stream.record())
 
 
+class _Graph:
+    """A step that runs twice as it is (kernels are compiled, libraries set up), is then recorded, and then replayed."""
+
+    WARM_UP = 2
+
+    def __init__(self, cupy: Any, step: Callable[[], None]) -> None:
+        self._cupy = cupy
+        self._step = step
+        self._runs = 0
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        if self._graph is not None:
+            self._graph.launch()
+            return
+        self._runs += 1
+        stream = self._cupy.cuda.get_current_stream()
+        if self._runs == self.WARM_UP + 1 and stream.ptr != 0:  # the null stream cannot be recorded
+            self._graph = self._recorded(stream)
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._step()
+
+    def _recorded(self, stream: Any) -> Any:
+        stream.begin_capture()
+        try:
+            self._step()
+        except Exception as error:  # whatever it is, the step runs as well without
+            with suppress(Exception):
+                stream.end_capture()
+            _log_once(f"this step cannot be recorded as a CUDA graph, it runs eagerly: {error}")
+            return None
+        return stream.end_capture()
+
+
+class _Products:
+    """Products by a cuBLAS handle of our own: CuPy refuses to use its own while a graph is recorded."""
+
+    WORKSPACE = 32 * 2**20
+
+    def __init__(self, cupy: Any) -> None:
+        from nvmath.bindings import cublas
+
+        self._cupy = cupy
+        self._set_stream, self._set_workspace = cublas.set_stream, cublas.set_workspace
+        self._handle = cublas.create()
+        # allocated here, once: a graph keeps the address
+        self._workspace = cupy.empty(self.WORKSPACE, np.uint8)
+        self._stream: int | None = None
+        self._gemms = {}
+        for gemm, dtype in ((cublas.sgemm, np.float32), (cublas.dgemm, np.float64)):
+            one, zero = np.ones(1, dtype), np.zeros(1, dtype)
+            self._gemms[np.dtype(dtype)] = (gemm, one, zero)
+
+    def __call__(self, a: Array, b: Array, out: Array) -> None:
+        stream = self._cupy.cuda.get_current_stream().ptr
+        if stream != self._stream:
+            self._set_stream(self._handle, stream)
+            # cuBLAS goes back to a workspace of its own whenever the stream changes
+            self._set_workspace(self._handle, self._workspace.data.ptr, self.WORKSPACE)
+            self._stream = stream
+        gemm, one, zero = self._gemms[out.dtype]
+        first_op, second_op, m, n, k, first, first_ld, second, second_ld, out_ld = gemm_arguments(a, b, out)
+        gemm(
+            self._handle,
+            first_op,
+            second_op,
+            m,
+            n,
+            k,
+            one.ctypes.data,
+            first.data.ptr,
+            first_ld,
+            second.data.ptr,
+            second_ld,
+            zero.ctypes.data,
+            out.data.ptr,
+            out_ld,
+        )
+
+
 class _CupyCompiler:
     """Kernels are compiled at their first launch, and kept in CuPy's cache folder."""
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self.dot: Callable[[Array, Array, Array], None] = lambda a, b, out: cupy.dot(a, b, out=out)
+        self.capturable = False
+        try:
+            self.dot = _Products(cupy)
+            self.capturable = True
+        except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
+            _log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
 
     def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
         return self._cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, f"dnn_{kernel.name}")
@@ -87,6 +181,15 @@ class _CupyCompiler:
             functions[dtype]((blocks,), (threads,), arguments)
 
         return launch
+
+
+_told: set[str] = set()
+
+
+def _log_once(message: str) -> None:
+    if message not in _told:
+        _told.add(message)
+        logging.getLogger("backends").warning(message)
 
 
 def _usable_cupy() -> Any:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -120,12 +120,14 @@ class _Epochs:
         if self._one_batch and not in_place:
             step.load(self._order)
         self._steps = [step]
-        self.batches: list[tuple[TrainStep, Array]] = []
+        run = backend.capture(step)
+        self.batches: list[tuple[TrainStep, Callable[[], None], Array]] = []
         for start in range(0, m, batch_size):
             if m - start < batch_size:
                 step = TrainStep(network, update, examples, m - start)
+                run = backend.capture(step)
                 self._steps.append(step)
-            self.batches.append((step, self._order[start : start + batch_size]))
+            self.batches.append((step, run, self._order[start : start + batch_size]))
 
     def epoch(self, interrupt: _Interrupt, progress: _Progress) -> dict[str, float]:
         """One pass over the examples; loss and metric over it."""
@@ -133,10 +135,10 @@ class _Epochs:
             self._order[...] = self._network.backend.asarray(self._permutation())
         for step in self._steps:
             step.output.reset()
-        for step, rows in self.batches:
+        for step, run, rows in self.batches:
             if not self._one_batch:
                 step.load(rows)
-            step()
+            run()
             interrupt.check()
             progress.step_done()
         return self._measure()

@@ -64,6 +64,9 @@ class Gpp:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def dot(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        np.dot(a, b, out=out)
+
     def elementwise(self, kernel: Elementwise) -> Callable[..., None]:
         parameters = [part.split() for part in f"{kernel.inputs}, {kernel.outputs}".split(",")]
 

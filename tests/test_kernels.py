@@ -20,6 +20,7 @@ import dnn
 from backends import Backend
 from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
+from backends.kernels.products import gemm_arguments
 from dnn import functional
 from dnn.data import prepare
 from dnn.step import TrainStep
@@ -40,6 +41,15 @@ def gpp(tmp_path_factory: pytest.TempPathFactory) -> Gpp:
 
 def linear(draw, dtype) -> dict[str, Any]:
     return {"A_prev": draw(5, 3), "W": draw(4, 3), "b": draw(4), "out": draw(5, 4), "scratch": draw(5, 4)}
+
+
+def products(draw, dtype) -> dict[str, Any]:
+    gradients = {"dW": draw(4, 3), "db": draw(4), "dA_prev": draw(5, 3)}
+    return {"dZ": draw(5, 4), "A_prev": draw(5, 3), "W": draw(4, 3), "ones": np.ones(5, dtype), **gradients}
+
+
+def products_of_the_first_layer(draw, dtype) -> dict[str, Any]:
+    return products(draw, dtype) | {"dA_prev": None}
 
 
 def backward(draw, dtype) -> dict[str, Any]:
@@ -160,6 +170,7 @@ def squared(draw, dtype) -> dict[str, Any]:
 
 CASES = {
     **{name: [linear] for name in ("linear_forward", "linear_relu", "linear_tanh", "linear_sigmoid")},
+    "linear_backward": [products, products_of_the_first_layer],
     **{name: [backward] for name in ("relu_backward", "tanh_backward", "sigmoid_backward")},
     "gather": [gathered, gathered_labels, gathered_bytes],
     "sgd": [update()],
@@ -225,6 +236,36 @@ def test_a_kernel_does_what_its_specification_does(name, case, dtype, gpp: Gpp):
     assert_same(results, specified(name, case, dtype), dtype)
 
 
+def gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc) -> None:
+    """cuBLAS's gemm with alpha 1 and beta 0, by its manual: column-major, c (m, n) = op(a) (m, k) op(b) (k, n)."""
+
+    def matrix(array, rows, columns, leading):
+        strides = array.itemsize, array.itemsize * leading
+        return np.lib.stride_tricks.as_strided(array, (rows, columns), strides)
+
+    assert lda >= (k if transpose_a else m) and ldb >= (n if transpose_b else k) and ldc >= m
+    op_a = matrix(a, k, m, lda).T if transpose_a else matrix(a, m, k, lda)
+    op_b = matrix(b, n, k, ldb).T if transpose_b else matrix(b, k, n, ldb)
+    matrix(c, m, n, ldc)[...] = op_a @ op_b
+
+
+@pytest.mark.parametrize("transposed_b", [False, True])
+@pytest.mark.parametrize("layout_of_a", ["C", "F", "vector"])
+@pytest.mark.parametrize(("rows", "k", "columns"), [(4, 3, 5), (1, 3, 5), (4, 1, 5), (4, 3, 1), (1, 1, 1), (1, 3, 1)])
+def test_arguments_for_cublas_give_the_product(rows, k, columns, layout_of_a, transposed_b):
+    generator = np.random.default_rng(0)
+    a = generator.standard_normal((k, rows)).T if layout_of_a == "F" else generator.standard_normal((rows, k))
+    b = generator.standard_normal((columns, k)).T if transposed_b else generator.standard_normal((k, columns))
+    out = np.full((rows, columns), np.nan)
+    if layout_of_a == "vector":
+        a, out = a[0], out[0]
+    ops_and_sizes, (first, first_ld, second, second_ld, out_ld) = np.split(
+        np.array(gemm_arguments(a, b, out), dtype=object), [5]
+    )
+    gemm(*ops_and_sizes, first, first_ld, second, second_ld, out, out_ld)
+    np.testing.assert_allclose(out, np.dot(a, b), atol=1e-14)
+
+
 @needs_gpp
 def test_the_updates_are_the_specifications_to_the_bit(gpp: Gpp):
     for name in ("sgd", "momentum", "adam"):
@@ -268,6 +309,8 @@ def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
     """The stand-in device with the fused kernels, run by g++; each counts as one launch."""
 
     class OnDevice:
+        dot = staticmethod(standin.StandinBackend.xp.dot)
+
         def elementwise(self, kernel: Elementwise) -> Any:
             return self._counted(gpp.elementwise(kernel))
 
@@ -285,6 +328,15 @@ def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
     class FusedStandin(standin.StandinBackend):
         name = "fused standin"
         kernels = {name: factory(OnDevice()) for name, factory in FACTORIES.items()}  # noqa: RUF012
+
+        def capture(self, step: Any) -> Any:
+            """Every run as if it were recorded: an allocation or a wait in it is an error."""
+
+            def recorded() -> None:
+                with standin.device.capture():
+                    step()
+
+            return recorded
 
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
@@ -336,6 +388,8 @@ def test_a_fused_step_is_seven_launches_an_update_and_its_products(optimizer, up
 
 class Collector:
     """A `Compiler` that only remembers what it was asked for."""
+
+    dot = None
 
     def __init__(self) -> None:
         self.elementwise_kernels: list[Elementwise] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from backends.kernels import activations, batches, losses, updates
+from backends.kernels import activations, batches, losses, products, updates
 from backends.kernels.compiler import Compiler, Elementwise
 
 __all__ = ["FACTORIES", "Compiler", "Elementwise"]
@@ -22,6 +22,7 @@ FACTORIES: Mapping[str, Callable[[Compiler], Callable[..., None]]] = {
     **activations.FACTORIES,
     **batches.FACTORIES,
     **losses.FACTORIES,
+    **products.FACTORIES,
     **updates.FACTORIES,
 }
 """By the name of the specification: what makes the function, given a compiler."""

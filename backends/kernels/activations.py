@@ -28,8 +28,10 @@ def _linear(name: str) -> Callable[[Compiler], Callable[..., None]]:
             Elementwise(name, "raw T b, int64 n", "T A", f"T z = A + b[i % n]; {_FORWARD[name]}")
         )
 
+        dot = compiler.dot
+
         def linear(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:
-            xp.dot(A_prev, W.T, out=out)
+            dot(A_prev, W.T, out)
             kernel(b, b.size, out)
 
         return linear

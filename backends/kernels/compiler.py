@@ -25,6 +25,9 @@ class Elementwise:
 
 
 class Compiler(Protocol):
+    def dot(self, a: Any, b: Any, out: Any) -> None:
+        """out = a b, as `xp.dot(a, b, out=out)`, in a form that a step can be captured with."""
+
     def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
         """kernel(*inputs, *outputs), with size= where every parameter is raw."""
 
