@@ -222,4 +222,14 @@ def _usable_cupy() -> Any:
             "backend 'cupy': the driver shows no CUDA device: see nvidia-smi and CUDA_VISIBLE_DEVICES, "
             "or set DNN_BACKEND=numpy"
         )
+    try:
+        # the wheel alone brings neither: a kernel needs NVRTC and CUDA's headers, a product cuBLAS
+        two = cupy.ones((2, 2), np.float32)
+        cupy.dot(two + 1, two).get()
+    except Exception as error:
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendUnavailableError(
+            f"backend 'cupy': the device is there, but CUDA's libraries (NVRTC, cuBLAS) are not usable ({cause}): "
+            + _WHEELS
+        ) from error
     return cupy

@@ -308,7 +308,10 @@ def _model(
 
 
 def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
-    """The arrays' backend, and the arrays in one floating dtype; DataError where they are not of one backend."""
+    """The arrays' backend, and the arrays in the floating dtype they have among them, float64 where they have none.
+
+    DataError where they are not of one backend.
+    """
     of = {name: backend_of(array) for name, array in arrays.items()}
     backend = next(iter(of.values()))
     if any(other is not backend for other in of.values()):
@@ -317,9 +320,8 @@ def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name}: expected numbers, got {array.dtype}")
-    dtype = np.result_type(*(array.dtype for array in arrays.values()))
-    if dtype.kind != "f":
-        dtype = np.dtype(np.float64)
+    floating = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
+    dtype = np.result_type(*floating) if floating else np.dtype(np.float64)
     return backend, [array.astype(dtype, copy=False) for array in arrays.values()]
 
 

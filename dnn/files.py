@@ -38,7 +38,7 @@ def check_writable(path: str, force: bool) -> None:
 
 
 def write_whole(contents: Mapping[str, bytes]) -> None:
-    """Write every path's bytes, or leave every path as it was.
+    """Write every path's bytes, each whole or not at all, and none where the bytes of any cannot be written.
 
     Each file is written beside its place under another name, flushed to the disk, and renamed only when all of them
     are there. A link stays one: what it points to is replaced. A device or a pipe is written to as it is. OutputError

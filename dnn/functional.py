@@ -33,6 +33,16 @@ def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scrat
         xp.multiply(scratch, scale, out=out)
 
 
+def one_hot(xp: Any, labels: Array, starts: Array, one: Array, *, out: Array, index: Array) -> None:
+    """out_ik = [k = label_i]. labels (m, 1) int64, starts (m, 1) int64 is i K, one (1,), out (m, K).
+
+    index (m, 1) int64 is scratch.
+    """
+    out.fill(0)
+    xp.add(starts, labels, out=index)
+    xp.put(out, index, one)
+
+
 # ---------------------------------------------------------------------------------------------- linear
 
 
@@ -140,6 +150,10 @@ def softmax(xp: Any, Z: Array, ones: Array, *, out: Array, column: Array) -> Non
 # averaged over the K units too.
 
 
+LOWEST_LOGIT = {char: float(np.finfo(char).min) / 2 for char in "efd"}
+"""Below it, by dtype, a difference of two logits is held: half of the lowest number."""
+
+
 def sigmoid_cross_entropy(
     xp: Any,
     Z: Array,
@@ -155,12 +169,19 @@ def sigmoid_cross_entropy(
 ) -> None:
     """P = σ(Z), loss = log(1 + exp(z)) − y z: equation (7) with a = σ(z), finite for every finite logit.
 
+    Computed as log(1 + exp(−|z|)) + (max(z, 0) − y z), in which nothing cancels: exact for a sure answer too.
+
     Y (m, K) in [0, 1]; K units are K labels of their own. losses and hits (m, K): a hit has P and Y on the same side of
     1/2, which itself counts as below. predicted and actual (m, K) bool are scratch.
     """
+    xp.absolute(Z, out=losses)
+    xp.negative(losses, out=losses)
+    xp.exp(losses, out=losses)
+    xp.log1p(losses, out=losses)
     xp.multiply(Z, Y, out=dZ)
-    xp.logaddexp(Z, 0, out=losses)
-    xp.subtract(losses, dZ, out=losses)
+    xp.maximum(Z, 0, out=P)
+    xp.subtract(P, dZ, out=P)
+    xp.add(losses, P, out=losses)
     sigmoid(xp, Z, out=P)
     xp.subtract(P, Y, out=dZ)
     xp.multiply(dZ, scale, out=dZ)
@@ -238,9 +259,6 @@ def tally(
     xp.dot(row, ones_k, out=correct)
     xp.add(loss_total, loss, out=loss_total)
     xp.add(correct_total, correct, out=correct_total)
-
-
-LOWEST_LOGIT = {char: float(np.finfo(char).min) / 2 for char in "efd"}
 
 
 # --------------------------------------------------------------------------------------------- updates

@@ -17,14 +17,14 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
 from dnn.data.hdf5 import damage_told, open_hdf5
-from dnn.errors import ModelFileError
+from dnn.errors import DataError, ModelFileError
 from dnn.files import check_writable, write_whole
 from dnn.network import Network
 from dnn.parameters import Parameters
@@ -59,6 +59,9 @@ def model_bytes(network: Network) -> bytes:
         "input_shape": network.input_shape,
         "epochs": network.epochs,
     }
+    expected = classes_of(network.layer_sizes)
+    if network.classes is not None and len(network.classes) != expected:
+        raise ValueError(f"network.classes must be {expected} names, got {len(network.classes)}")
     contents = {"architecture": np.array(json.dumps(architecture).encode())}
     contents |= {f"parameters/{name}": network.backend.to_numpy(view) for name, view in network.parameters.items()}
     if network.classes is not None:
@@ -97,7 +100,10 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
             raise ModelFileError(f"{path}: its checksum is not that of its content: the file is damaged")
     network = Network(**{name: architecture[name] for name in _SETTINGS}, backend=backend)
     for name in network.parameters:
-        network.parameters[name] = contents[f"parameters/{name}"]
+        try:
+            network.parameters[name] = contents[f"parameters/{name}"]
+        except DataError as cause:
+            raise ModelFileError(f"{path}: {cause}") from None
     if "classes" in contents:
         network.classes = [name.decode("utf-8", "replace") for name in contents["classes"]]
     network.input_kind = architecture["input_kind"]
@@ -105,6 +111,11 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     network.input_shape = None if shape is None else tuple(shape)
     network.epochs = architecture["epochs"]
     return network
+
+
+def classes_of(layer_sizes: Sequence[int]) -> int:
+    """How many classes an output of so many units tells apart."""
+    return max(layer_sizes[-1], 2)
 
 
 def _checksum(contents: Iterable[np.ndarray]) -> str:
@@ -172,7 +183,7 @@ def _checked_tensors(path: str, file: Any, architecture: dict[str, Any]) -> dict
 
 
 def _checked_classes(path: str, file: Any, architecture: dict[str, Any]) -> Any:
-    names, expected = _stored(path, file, "classes"), max(architecture["layer_sizes"][-1], 2)
+    names, expected = _stored(path, file, "classes"), classes_of(architecture["layer_sizes"])
     if names.shape != (expected,) or names.dtype.kind != "S":
         raise ModelFileError(f"{path}: classes: expected {expected} names, got {names.dtype} of shape {names.shape}")
     return names

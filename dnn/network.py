@@ -13,12 +13,12 @@ from backends import Backend, get_backend
 from dnn.data import Examples, prepare
 from dnn.errors import check_number, check_whole
 from dnn.initializers import INITIALIZERS, initial_weights
+from dnn.optimizers import Adam, Optimizer, Update
 from dnn.outputs import OUTPUTS, Output
 from dnn.parameters import Parameters
 from dnn.step import ACTIVATIONS, Forward
 
 if TYPE_CHECKING:
-    from dnn.optimizers import Update
     from dnn.training import History
 
 DTYPES = ("float32", "float64")
@@ -97,11 +97,34 @@ class Network:
 
     # ------------------------------------------------------------------------------------- use
 
-    def fit(self, X: Any, Y: Any, **settings: Any) -> History:
-        """Train. The settings are those of `dnn.training.fit`: epochs, batch_size, optimizer, validation_data, ..."""
+    def fit(
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        epochs: int = 20,
+        batch_size: int = 64,
+        optimizer: Optimizer | str = Adam(1e-3),  # noqa: B008  (frozen)
+        validation_data: tuple[Any, Any] | None = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        verbose: bool | None = None,
+    ) -> History:
+        """Train; see `dnn.training.fit` for the settings and what they mean."""
         from dnn import training
 
-        return training.fit(self, X, Y, **settings)
+        return training.fit(
+            self,
+            X,
+            Y,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            shuffle=shuffle,
+            verbose=verbose,
+        )
 
     def predict(self, X: Any) -> np.ndarray:
         """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K)."""

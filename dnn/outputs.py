@@ -31,7 +31,7 @@ class Output:
         k = losses_per_example or K
         self._xp: Any = backend.xp
         self.Z = Z
-        self.P = backend.empty((m, K), Z.dtype)
+        self.P = self._outputs_for(backend)
         self.Y = backend.zeros((m, K), Z.dtype)
         self.dZ = backend.empty((m, K), Z.dtype)
         self._losses = backend.empty((m, k), Z.dtype)
@@ -53,6 +53,9 @@ class Output:
             "correct_total": self.totals[1:],
             "row": backend.empty(k, Z.dtype),
         }
+
+    def _outputs_for(self, backend: Backend) -> Array:
+        return backend.empty(self.Z.shape, self.Z.dtype)
 
     @staticmethod
     def metric_value(loss: float, correct: float, m: int, K: int) -> float:
@@ -109,8 +112,10 @@ class SoftmaxOutput(Output):
         super().__init__(backend, Z, losses_per_example=1)
         m, K = Z.shape
         self._labels = backend.zeros((m, 1), np.int64)
-        self._classes = self._labels.reshape(m)
-        self._one_hot = backend.asarray(np.eye(K, dtype=Z.dtype))
+        self._starts = backend.asarray(np.arange(0, m * K, K).reshape(m, 1))
+        self._index = backend.empty((m, 1), np.int64)
+        self._one = _filled(backend, 1, Z.dtype, 1)
+        self._one_hot = backend.fused(functional.one_hot)
         self._ones_k = _filled(backend, (K, 1), Z.dtype, 1)
         self._column = backend.empty((m, 1), Z.dtype)
         self._predicted = backend.empty((m, 1), np.int64)
@@ -123,7 +128,7 @@ class SoftmaxOutput(Output):
 
     def load(self, targets: Array, rows: Array) -> None:
         self._gather(self._xp, targets, rows, None, out=self._labels, scratch=self._labels)
-        self._gather(self._xp, self._one_hot, self._classes, None, out=self.Y, scratch=self.Y)
+        self._one_hot(self._xp, self._labels, self._starts, self._one, out=self.Y, index=self._index)
 
     def activate(self) -> None:
         self._softmax(self._xp, self.Z, self._ones_k, out=self.P, column=self._column)
@@ -150,9 +155,11 @@ class LinearOutput(Output):
 
     def __init__(self, backend: Backend, Z: Array) -> None:
         super().__init__(backend, Z)
-        self.P = Z
         self._scale *= 2
         self._squared_error = backend.fused(functional.squared_error)
+
+    def _outputs_for(self, backend: Backend) -> Array:
+        return self.Z
 
     @staticmethod
     def metric_value(loss: float, correct: float, m: int, K: int) -> float:

@@ -56,7 +56,14 @@ class Parameters(Mapping[str, Array]):
         view = self._views[name]
         if tuple(np.shape(value)) != view.shape:
             raise DataError(f"parameter {name}: expected shape {view.shape}, got {tuple(np.shape(value))}")
-        view[...] = self.backend.asarray(value, self.dtype)
+        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+        if dtype.kind not in "biuf":
+            raise DataError(f"parameter {name}: expected numbers, got {dtype}")
+        with np.errstate(over="ignore"):
+            converted = self.backend.asarray(value, self.dtype)
+        if not bool(self.backend.xp.isfinite(converted).all()):
+            raise DataError(f"parameter {name}: expected numbers that are finite in {self.dtype}")
+        view[...] = converted
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

@@ -76,8 +76,11 @@ def fit(
     started = time.perf_counter()
     backend = network.backend
     with backend.stream(), np.errstate(over="ignore", invalid="ignore", divide="ignore"), _whole_steps() as interrupt:
-        examples = prepare(network, X, Y, fitting=True)
-        validation, validation_rows, training_rows = _validation(network, examples, validation_data, validation_split)
+        with _undecided_if_refused(network):
+            examples = prepare(network, X, Y, fitting=True)
+            validation, validation_rows, training_rows = _validation(
+                network, examples, validation_data, validation_split
+            )
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
@@ -96,6 +99,17 @@ def fit(
         backend.synchronize()
     history.seconds = time.perf_counter() - started
     return history
+
+
+@contextmanager
+def _undecided_if_refused(network: Network) -> Iterator[None]:
+    """What the first data decides for a network stands only if nothing of a fit was refused."""
+    before = network.input_scale, network.input_kind, network.input_shape
+    try:
+        yield
+    except BaseException:
+        network.input_scale, network.input_kind, network.input_shape = before
+        raise
 
 
 class _Epochs:
@@ -158,8 +172,8 @@ class _Epochs:
         if not math.isfinite(loss):
             assert network._update is not None
             raise NonFiniteLossError(
-                f"the loss is {loss} in epoch {network.epochs + 1}: training has diverged; "
-                f"lower the learning rate ({network._update.learning_rate:g}) or scale X"
+                f"the loss is {loss} in epoch {network.epochs + 1}: training has diverged and the weights are lost: "
+                f"begin anew with a lower learning rate (now {network._update.learning_rate:g}) or a smaller X"
             )
         return measures(OUTPUTS[network.output], loss, correct, self._m, network.layer_sizes[-1])
 

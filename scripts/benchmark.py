@@ -34,9 +34,11 @@ PAIRS = 15
 def main() -> None:
     sections: dict[str, Callable[[int], None]] = {"peers": peers, "overhead": overhead, "course": course}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*sections, []], help="which (all)")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections)} (all)")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs of runs a comparison ({PAIRS})")
     given = parser.parse_args()
+    if unknown := set(given.sections) - sections.keys():
+        parser.error(f"no section {', '.join(unknown)}: there are {', '.join(sections)}")
     print(f"{datetime.date.today()}, {platform.platform()}, {processor()}, {os.cpu_count()} cores")
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, dnn {dnn.__version__}")
     for name in given.sections or sections:
@@ -94,10 +96,14 @@ PEER_RUNS = [
 def peers(pairs: int) -> None:
     try:
         import torch
-    except ImportError:
-        print("  skipped: torch is not installed")
+        from threadpoolctl import threadpool_info
+    except ImportError as missing:
+        print(f"  skipped: {missing.name} is not installed")
         return
-    print(f"  PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    ours = {pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]}
+    print(f"  PyTorch {torch.__version__} on {torch.get_num_threads()} threads, NumPy's BLAS on {ours}")
+    if ours != {torch.get_num_threads()}:
+        sys.exit("the two sides have different threads: set OMP_NUM_THREADS and OPENBLAS_NUM_THREADS alike")
     for sizes, batch_size, m, optimizers in PEER_RUNS:
         generator = np.random.default_rng(0)
         X = generator.random((m, sizes[0]), np.float32)

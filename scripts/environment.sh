@@ -14,15 +14,21 @@ prepare() {
     # what was installed holds for this folder and this pyproject.toml
     local state missing=() base extra
     state="$root $(cksum < "$root/pyproject.toml")"
-    [ "$(cat "$venv/installed-for" 2> /dev/null)" = "$state" ] && "$python" -c '' 2> /dev/null || rm -rf "$venv"
-    for extra in "$@"; do
-        [ -e "$venv/installed-$extra" ] || missing+=("$extra")
-    done
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ ! -e "$venv" ]; then
+    if [ -e "$venv" ] && [ ! -e "$venv/made-by-dnn" ]; then
+        fail "$venv is there and is not one that these scripts made: move it away"
+    fi
+    if [ "$(cat "$venv/installed-for" 2> /dev/null)" = "$state" ] && "$python" -c '' 2> /dev/null; then
+        for extra in "$@"; do
+            [ -e "$venv/installed-$extra" ] || missing+=("$extra")
+        done
+        [ ${#missing[@]} -eq 0 ] && return
+    else
+        missing=("$@")
         base="$(find_python)" || fail "needs Python 3.11 or newer: install it, or name one: PYTHON=/path/to/python3"
         "$base" -c 'import venv, ensurepip' 2> /dev/null ||
             fail "$base has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or set PYTHON"
+        rm -rf "$venv"
+        mkdir "$venv" && touch "$venv/made-by-dnn"
         "$base" -m venv "$venv" > /dev/null || fail "cannot make the environment $venv: see the line above"
         # it stays out of `git status` wherever the project is copied to
         echo '*' > "$venv/.gitignore"

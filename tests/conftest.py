@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import standin  # noqa: F401  (registers itself)
 
+import backends
 from backends import Backend, BackendUnavailableError, get_backend, use_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(params=["numpy", "standin", "cupy"])
+@pytest.fixture(params=list(backends._loaders))
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
     try:

@@ -228,6 +228,10 @@ class Module:
         np.take(a.host, rows.host, axis, out=out.host, mode="wrap")
         return _launched(None, out)
 
+    def put(self, a: DeviceArray, index: DeviceArray, values: DeviceArray) -> None:
+        device.count("launches")
+        np.put(a.host, index.host, values.host, mode="wrap")
+
     def copyto(self, a: DeviceArray, b: DeviceArray) -> None:
         device.count("launches")
         np.copyto(a.host, b.host)

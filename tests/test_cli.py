@@ -271,6 +271,14 @@ def test_other_names_are_given_by_x_and_y(run: Run):
     assert len(run("predict", summary["model"], named, "--x", "images").rows()) == 31
 
 
+def test_whole_floats_are_classes_where_the_classes_have_names(run: Run):
+    labels = np.arange(30) % 3
+    named = write("named.h5", train_set_x=X[:30], train_set_y=labels.astype(float), list_classes=[b"a", b"b", b"c"])
+    assert run("train", named, "--json", "--epochs", 1).summary()["settings"]["output"] == "softmax"
+    values = write("values.h5", train_set_x=X[:30], train_set_y=labels.astype(float))
+    assert run("train", values, "--json", "--epochs", 1).summary()["settings"]["output"] == "linear"
+
+
 def test_one_seed_trains_one_network(run: Run):
     flags = ["--json", "--epochs", 2, "--force"]
     first, again, other = (run("train", two_parts(), *flags, "--seed", seed).summary()["train"] for seed in (1, 1, 2))

@@ -264,9 +264,10 @@ def test_float32_stays_float32():
     X, parameters = X.astype(np.float32), {name: value.astype(np.float32) for name, value in parameters.items()}
     AL, caches = course.L_model_forward(X, parameters)
     assert AL.dtype == np.float32
-    assert {g.dtype for g in course.L_model_backward(AL, Y.astype(np.float32), caches).values()} == {
-        np.dtype(np.float32)
-    }
+    assert Y.dtype == np.int64  # as load_data gives it
+    assert {g.dtype for g in course.L_model_backward(AL, Y, caches).values()} == {np.dtype(np.float32)}
+    assert course.compute_cost(AL, Y).dtype == np.float32
+    assert course.L_layer_model(X, Y, [5, 4, 1], num_iterations=2)[0]["W1"].dtype == np.float32
 
 
 def test_predict_gives_zeros_and_ones_and_prints_the_accuracy(backend: Backend, capsys):

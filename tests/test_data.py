@@ -215,6 +215,23 @@ def test_more_than_the_machine_can_hold_is_refused_before_it_is_tried(tmp_path: 
             prepare(network_of(), declared)
 
 
+@pytest.mark.parametrize("validation", [{"validation_data": (X, Y)}, {"validation_split": 0.999}])
+def test_a_fit_whose_validation_was_refused_decides_nothing(validation):
+    network = network_of()
+    with pytest.raises(DataError):
+        network.fit(np.ones((6, 4), np.uint8), Y, **validation)
+    assert (network.input_scale, network.input_kind, network.input_shape) == (None, None, None)
+    network.fit(X, Y, epochs=1)
+
+
+def test_bytes_are_scaled_before_the_first_fit_as_after_it():
+    pixels, network = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10, network_of()
+    before = network.predict_proba(pixels)
+    assert network.input_scale is None
+    network.fit(pixels, Y, epochs=1, optimizer=dnn.SGD(0.0))
+    np.testing.assert_array_equal(network.predict_proba(pixels), before)
+
+
 @pytest.mark.parametrize("refused", ["labels", "numbers"])
 def test_a_fit_that_was_refused_decides_nothing(refused):
     """The scaling is that of the first data trained on, not of the first that was tried."""

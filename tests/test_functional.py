@@ -183,20 +183,31 @@ def test_loss_and_gradient_are_pytorchs(case, backend: Backend):
 @settings(max_examples=50, deadline=None)
 def test_loss_and_gradient_are_finite_for_every_finite_logit(name, dtype, data):
     backend, bits = get_backend("numpy"), np.dtype(dtype).itemsize * 8
-    # below a sixth of the largest number: a sum of six such losses is itself a number of the dtype
-    largest = float(np.finfo(dtype).max) / 8
-    numbers = st.floats(-largest, largest, width=bits)
-    K = 1 if name == "sigmoid" else 3
+    numbers = st.floats(allow_nan=False, allow_infinity=False, width=bits)
+    K = data.draw(st.integers(1 if name == "sigmoid" else 2, 3))
     Z = np.array(data.draw(st.lists(st.lists(numbers, min_size=K, max_size=K), min_size=1, max_size=6)), dtype)
-    targets = np.array([[data.draw(st.integers(0, max(K - 1, 1)))] for _ in Z])
-    output = bound(name, backend, Z.copy(), targets.astype(dtype) if name == "sigmoid" else targets)
+    if name == "sigmoid":
+        targets = np.array([[data.draw(st.integers(0, 1)) for _ in range(K)] for _ in Z], dtype)
+    else:
+        targets = np.array([[data.draw(st.integers(0, K - 1))] for _ in Z])
+    output = bound(name, backend, Z.copy(), targets)
     output.dZ.fill(np.nan)
     with np.errstate(over="ignore"):
         output.forward()
         output.tally()
     assert np.isfinite(output.loss).all() and output.loss[0] >= 0
     assert np.isfinite(output.dZ).all() and np.isfinite(output.P).all()
-    np.testing.assert_allclose(output.P.sum(axis=1) if K > 1 else 1, 1, rtol=1e-5)
+    if name == "softmax":
+        np.testing.assert_allclose(output.P.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("z", [12.0, 15.0, 30.0, 60.0])
+def test_a_sure_answer_costs_the_same_on_both_sides_in_float32(z, backend: Backend):
+    Z = np.array([[z], [-z]], np.float32)
+    output = bound("sigmoid", backend, Z, np.array([[1.0], [0.0]], np.float32))
+    output.forward()
+    losses = backend.to_numpy(output._losses)[:, 0]
+    np.testing.assert_allclose(losses, np.log1p(np.exp(-z)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax"])

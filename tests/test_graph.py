@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backends import cupy_backend
-from backends.cupy_backend import _Graph
+from backends.cupy_backend import CupyBackend, _Graph
 
 
 class FakeCupy:
@@ -25,6 +25,36 @@ class FakeCupy:
 
         stream = SimpleNamespace(ptr=ptr, begin_capture=lambda: self.log.append("begin"), end_capture=end_capture)
         self.cuda = SimpleNamespace(get_current_stream=lambda: stream)
+
+
+def test_a_runs_work_is_queued_after_what_was_before_it_and_before_what_comes_after():
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def record(self) -> str:
+            log.append(f"mark {self.name}")
+            return self.name
+
+        def wait_event(self, event: str) -> None:
+            log.append(f"{self.name} waits for {event}")
+
+        def __enter__(self) -> None:
+            log.append(f"onto {self.name}")
+
+        def __exit__(self, *_: Any) -> None:
+            log.append(f"off {self.name}")
+
+    backend = CupyBackend.__new__(CupyBackend)
+    backend._stream = Stream("own")
+    backend.xp = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: Stream("outside")))
+    with pytest.raises(ZeroDivisionError), backend.stream():
+        log.append("run")
+        raise ZeroDivisionError
+    before = ["mark outside", "own waits for outside", "onto own"]
+    assert log == [*before, "run", "off own", "mark own", "outside waits for own"]
 
 
 @pytest.fixture(autouse=True)

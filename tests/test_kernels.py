@@ -25,7 +25,7 @@ from dnn import functional
 from dnn.data import prepare
 from dnn.step import TrainStep
 
-UNTOUCHED = {"scratch", "column", "predicted", "actual", "row"}
+UNTOUCHED = {"scratch", "index", "column", "predicted", "actual", "row"}
 """What a kernel need not fill."""
 
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
@@ -84,6 +84,12 @@ def gathered_bytes(draw, dtype) -> dict[str, Any]:
         "out": draw(3, 5),
         "scratch": scratch,
     }
+
+
+def one_hot_rows(draw, dtype) -> dict[str, Any]:
+    labels, starts = np.array([[2], [0], [3], [2]]), np.arange(0, 20, 5).reshape(4, 1)
+    index = np.zeros((4, 1), np.int64)
+    return {"labels": labels, "starts": starts, "one": np.ones(1, dtype), "out": draw(4, 5), "index": index}
 
 
 def update(**more):
@@ -173,6 +179,7 @@ CASES = {
     "linear_backward": [products, products_of_the_first_layer],
     **{name: [backward] for name in ("relu_backward", "tanh_backward", "sigmoid_backward")},
     "gather": [gathered, gathered_labels, gathered_bytes],
+    "one_hot": [one_hot_rows],
     "sgd": [update()],
     "momentum": [update(state=("velocity",), numbers={"momentum": 0.9})],
     "adam": [update(state=("m", "v"), one=("step_size", "epsilon"), numbers={"beta1": 0.9, "beta2": 0.999})],

@@ -233,6 +233,14 @@ def test_a_byte_changed_anywhere_is_noticed(model: Path):
             dnn.load(model)
 
 
+def test_names_that_are_not_one_a_class_are_not_saved(tmp_path: Path):
+    network = dnn.Network([3, 1])
+    network.classes = ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"network.classes must be 2 names, got 3"):
+        network.save(tmp_path / "model.h5")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_network_makes_the_same_file(model: Path):
     before = model.read_bytes()
     dnn.load(model).save(model, force=True)

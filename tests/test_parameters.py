@@ -56,6 +56,22 @@ def test_assigning_the_wrong_shape_or_name_is_refused(backend: Backend):
         parameters["W2"] = np.zeros((3, 2))
 
 
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (np.full((2, 3), 1e300), "finite in float32"),
+        ([[np.nan] * 3] * 2, "finite in float32"),
+        (np.ones((2, 3), complex), "expected numbers, got complex128"),
+        ([["a"] * 3] * 2, "expected numbers"),
+    ],
+)
+def test_assigning_what_is_no_finite_number_is_refused(value, complaint, backend: Backend):
+    parameters = Parameters(backend, [3, 2], np.float32)
+    with pytest.raises(DataError, match=f"parameter W1: .*{complaint}"):
+        parameters["W1"] = value
+    assert not backend.to_numpy(parameters.flat).any()
+
+
 # ------------------------------------------------------------------------------------- initializers
 
 

@@ -80,6 +80,7 @@ def pretend_installed(copy: Path, *extras: str) -> None:
     """An environment that is there already, with this interpreter in it."""
     venv = copy / ".venv"
     (venv / "bin").mkdir(parents=True)
+    (venv / "made-by-dnn").touch()
     shell = venv / "bin" / "python"
     shell.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
     shell.chmod(0o755)
@@ -104,6 +105,16 @@ def test_the_demo_from_another_folder_in_an_environment_that_is_there(copy: Path
         assert path == copy / "runs" / "digits" / "model.h5"
         assert dnn.load(path).layer_sizes == (64, 64, 32, 10)
     assert os.listdir(tmp_path) == [copy.name]
+
+
+def test_an_environment_of_somebody_elses_is_left_alone(copy: Path, tmp_path: Path):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / "precious").touch()
+    done = run(copy / "scripts" / "test.sh", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        f"test.sh: {copy}/.venv is there and is not one that these scripts made: move it away"
+    ]
+    assert (copy / ".venv" / "precious").exists()
 
 
 def test_arguments_of_the_test_script_go_to_pytest(copy: Path, tmp_path: Path):

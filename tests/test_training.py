@@ -6,12 +6,13 @@ import math
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import dnn
-from backends import Backend
+from backends import Backend, get_backend
 from dnn import training
 from dnn.errors import DataError, NonFiniteLossError
 from dnn.step import TrainStep
@@ -198,7 +199,7 @@ def test_refuses_settings_before_anything_is_trained(settings, error, complaint)
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_says_what_to_do():
     network = dnn.Network([4, 6, 1], output="linear")
-    with pytest.raises(NonFiniteLossError, match=r"in epoch \d+: training has diverged; lower the learning rate"):
+    with pytest.raises(NonFiniteLossError, match=r"in epoch \d+: training has diverged and the weights are lost"):
         network.fit(1e3 * X, 1e3 * Y, epochs=200, optimizer=dnn.SGD(10.0))
 
 
@@ -233,14 +234,53 @@ def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch):
     network.fit(X, Y, epochs=1)  # it goes on
 
 
-def test_a_handler_of_the_users_own_is_left_alone():
+def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch):
+    reached = []
+
+    def interrupted_twice(step: TrainStep) -> None:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
+
+    monkeypatch.setattr(TrainStep, "gradients", interrupted_twice)
+    with pytest.raises(KeyboardInterrupt):
+        network_of().fit(X, Y, epochs=2)
+    assert reached == ["after the first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypatch):
+    backend, log = get_backend("standin"), []
+
+    @contextmanager
+    def stream():
+        log.append("enter")
+        yield
+        log.append("leave")
+
+    original = TrainStep.__call__
+    monkeypatch.setattr(backend, "stream", stream, raising=False)
+    monkeypatch.setattr(backend, "synchronize", lambda: log.append("wait"), raising=False)
+    monkeypatch.setattr(TrainStep, "__call__", lambda step: (log.append("step"), original(step)))
+    network_of(backend).fit(X, Y, epochs=1, batch_size=25)
+    assert log == ["enter", "step", "step", "wait", "leave"]
+
+
+def test_a_handler_of_the_users_own_is_left_alone(monkeypatch):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         handler = signal.getsignal(signal.SIGINT)
-        network = network_of()
-        network.fit(X, Y, epochs=2, validation_data=(X, Y))
-        assert signal.getsignal(signal.SIGINT) is handler
+        original = TrainStep.gradients
+
+        def interrupted(step: TrainStep) -> None:
+            original(step)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(TrainStep, "gradients", interrupted)
+        network_of().fit(X, Y, epochs=2, batch_size=25)
+        assert len(calls) == 4 and signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -27,4 +27,15 @@ def gather(compiler: Compiler) -> Callable[..., None]:
     return gather
 
 
-FACTORIES = {"gather": gather}
+def one_hot(compiler: Compiler) -> Callable[..., None]:
+    kernel = compiler.elementwise(
+        Elementwise("one_hot", "raw int64 labels, int64 n", "T out", "out = labels[i / n] == i % n ? T(1) : T(0)")
+    )
+
+    def one_hot(xp: Any, labels: Array, starts: Array, one: Array, *, out: Array, index: Array) -> None:
+        kernel(labels, out.shape[1], out)
+
+    return one_hot
+
+
+FACTORIES = {"gather": gather, "one_hot": one_hot}

@@ -30,8 +30,7 @@ def sigmoid_cross_entropy(compiler: Compiler) -> Callable[..., None]:
             "T z, T y, float64 scale",
             "T p, T dz, T loss, T hit",
             """
-            // log(1 + exp(z)) without overflow
-            loss = (z > 0 ? z : T(0)) + log1p(exp(z > 0 ? -z : z)) - z * y;
+            loss = log1p(exp(z > 0 ? -z : z)) + ((z > 0 ? z : T(0)) - z * y);
             p = 1 / (1 + exp(-z));
             dz = (p - y) * T(scale);
             hit = (p > T(0.5)) == (y > T(0.5))

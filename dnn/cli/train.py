@@ -167,7 +167,8 @@ def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, 
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
         return _output_of_columns(asked, labels)
     binary = bool(np.isin(labels, (0, 1)).all())
-    if labels.dtype.kind == "f" and not binary and asked != "softmax":
+    named = data.classes is not None and bool((np.floor(labels) == labels).all())
+    if labels.dtype.kind == "f" and not binary and not named and asked != "softmax":
         return asked or "linear", 1
     if asked in ("sigmoid", "linear"):
         return asked, 1

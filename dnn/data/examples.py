@@ -48,7 +48,7 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
     """
     X = _as_array(name, X)
     _check_shape(network, name, X)
-    scale, kind = _scaling(network, name, X, fitting)
+    scale, kind = _scaling(network, name, X)
     targets = None
     if Y is not NO_LABELS:
         targets_name = "Y" + name[1:]
@@ -118,12 +118,10 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
         )
 
 
-def _scaling(network: Network, name: str, X: Any, fitting: bool) -> tuple[float, str | None]:
-    """(input_scale, what it was taken for): decided now, or decided before and X held against it."""
+def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
+    """(input_scale, what it was taken for): what this X would decide, or what was decided and X is held against."""
     kind = "bytes" if X.dtype == np.uint8 else "numbers"
     if network.input_scale is None:
-        if not fitting:
-            return 1.0, None
         return (1 / 255 if kind == "bytes" else 1.0), kind
     if network.input_kind not in (None, kind):
         trained = "uint8, scaled by 1/255" if network.input_kind == "bytes" else "numbers that are no bytes, unscaled"
