@@ -22,6 +22,7 @@ __all__ = [
     "backend_of",
     "get_backend",
     "register",
+    "registered",
     "use_backend",
 ]
 
@@ -48,6 +49,11 @@ def register(name: str, loader: Callable[[], Backend]) -> None:
     """Add a backend. `loader()` makes it at its first use, or raises BackendUnavailableError saying why not."""
     _loaders[name] = loader
     _loaded.pop(name, None)
+
+
+def registered() -> list[str]:
+    """The names of all backends, usable here or not."""
+    return list(_loaders)
 
 
 def get_backend(name: str | None = None) -> Backend:

@@ -38,6 +38,10 @@ class Backend(ABC):
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the memory that arrays live in."""
 
+    def facts(self) -> dict[str, str]:
+        """What else a user should know of the machine: versions, libraries, threads."""
+        return {}
+
     @abstractmethod
     def owns(self, array: object) -> bool:
         """Whether `array` is one of this backend's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -38,6 +39,21 @@ class CupyBackend(Backend):
         free, total = self.xp.cuda.runtime.memGetInfo()
         # what CuPy's pool holds and no array uses is free for the next array too
         return free + self.xp.get_default_memory_pool().free_bytes(), total
+
+    def facts(self) -> dict[str, str]:
+        runtime, cupy = self.xp.cuda.runtime, self.xp
+        cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
+        nearest = cache
+        while not os.path.exists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.access(nearest, os.W_OK):
+            cache += ": cannot be written, so kernels are compiled anew in every run: set CUPY_CACHE_DIR"
+        return {
+            "CuPy": cupy.__version__,
+            "CUDA": f"{_version(runtime.runtimeGetVersion())}, driver for {_version(runtime.driverGetVersion())}",
+            "kernel cache": cache,
+            "steps": "replayed as CUDA graphs" if self._compiler.capturable else "eager: install nvmath-python",
+        }
 
     def owns(self, array: object) -> bool:
         return isinstance(array, self.xp.ndarray)
@@ -181,6 +197,10 @@ class _CupyCompiler:
             functions[dtype]((blocks,), (threads,), arguments)
 
         return launch
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 _told: set[str] = set()

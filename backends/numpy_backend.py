@@ -42,6 +42,11 @@ class NumpyBackend(Backend):
         free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in names else total  # macOS lacks it
         return page * free, page * total
 
+    def facts(self) -> dict[str, str]:
+        dependencies = np.show_config(mode="dicts")["Build Dependencies"]
+        blas = dependencies["blas"]
+        return {"NumPy": np.__version__, "BLAS": f"{blas['name']} {blas['version']}", "threads": _threads()}
+
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic))
 
@@ -56,6 +61,12 @@ class NumpyBackend(Backend):
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return np.asarray(array)
+
+
+def _threads() -> str:
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    limits = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return ", ".join(limits) or "one a core"
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

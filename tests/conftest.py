@@ -16,7 +16,7 @@ from backends import Backend, BackendUnavailableError, get_backend, use_backend
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(params=list(backends._loaders))
+@pytest.fixture(params=backends.registered())
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
     try:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from backends import BackendUnavailableError
 from dnn import __version__, errors
-from dnn.cli import evaluate, predict, train
+from dnn.cli import doctor, evaluate, predict, train
 from dnn.cli.common import show
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="dnn", description="Train and use dense networks, on NumPy or CuPy.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"dnn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, evaluate, predict):
+    for command in (train, evaluate, predict, doctor):
         command.add(commands)
     if sys.stderr is None:  # closed by the caller: print would take standard output in its place
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115

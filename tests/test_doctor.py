@@ -1,0 +1,82 @@
+"""dnn doctor: what it finds on this machine, and on machines that are not well."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import backends
+from backends import Backend, BackendUnavailableError
+from backends.numpy_backend import NumpyBackend
+from dnn.cli import main
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Nothing but NumPy and the backends given."""
+
+    def register(**loaders) -> None:
+        monkeypatch.setattr(backends, "_loaders", {"numpy": NumpyBackend} | loaders)
+        monkeypatch.setattr(backends, "_loaded", {})
+
+    return register
+
+
+def broken() -> Backend:
+    raise BackendUnavailableError("backend 'cupy': the wheel is not installed: pip install it")
+
+
+class Wrong(NumpyBackend):
+    """A backend whose update goes astray."""
+
+    name = "wrong"
+
+    def __init__(self) -> None:
+        self.kernels = {**NumpyBackend.kernels, "adam": self._adam}
+
+    @staticmethod
+    def _adam(xp, theta, grad, *rest, scratch) -> None:
+        theta -= 1e-4 * np.sign(grad)
+
+
+def test_a_machine_with_numpy_alone_is_well(only, capsys):
+    only(cupy=broken)
+    assert main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "numpy: usable  (in use)" in out and np.__version__ in out and "as NumPy's" in out
+    assert "cupy: not usable\n  the wheel is not installed: pip install it" in out
+
+
+def test_a_backend_in_use_that_is_not_usable_is_status_5(only, capsys, monkeypatch):
+    only(cupy=broken)
+    monkeypatch.setenv("DNN_BACKEND", "cupy")
+    assert main(["doctor"]) == 5
+    out, err = capsys.readouterr()
+    assert "cupy: not usable  (in use)" in out and err.count("\n") == 1 and "the wheel is not installed" in err
+    assert main(["doctor", "--backend", "numpy"]) == 0
+
+
+def test_a_backend_that_computes_something_else_is_found_out(only, capsys):
+    only(wrong=Wrong)
+    assert main(["doctor"]) == 5
+    out, err = capsys.readouterr()
+    assert "NOT as NumPy's: weights differ by" in out
+    assert err == "dnn: backend 'wrong' trains another network than NumPy: see above\n"
+
+
+def test_json_is_one_object(only, capsys):
+    only(cupy=broken)
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["in use"] == "numpy" and found["backends"]["cupy"]["usable"] is False
+    numpy = found["backends"]["numpy"]
+    assert numpy["usable"] and numpy["self-test"]["right"] and numpy["self-test"]["steps a second"] > 0
+
+
+def test_every_backend_here_passes_the_self_test(backend: Backend, capsys):
+    status = main(["doctor", "--json", "--backend", backend.name])
+    found = json.loads(capsys.readouterr().out)["backends"][backend.name]
+    assert status == 0 and found["self-test"]["right"] and found["device"] == backend.device
