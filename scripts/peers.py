@@ -1,0 +1,219 @@
+"""The contenders of the benchmarks: one training step on one batch, by dnn and by its peers at their best.
+
+Each has `name`, `steps(n)`, which queues n steps, `wait()`, and `weights()`, [W1, b1, ...] as NumPy arrays. All start
+from the same weights and see the same batch; the loss is the mean cross-entropy of a softmax.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+import dnn
+from dnn.data import prepare
+from dnn.step import TrainStep
+
+LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class Dnn:
+    def __init__(self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str) -> None:
+        self.name = f"dnn on {backend}"
+        self._network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
+        self._backend = self._network.backend
+        configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
+        with self._backend.stream():
+            examples = prepare(self._network, X, Y, fitting=True)
+            self._step = TrainStep(self._network, configuration.bind(self._network.parameters), examples, len(X))
+            self._step.load(self._backend.asarray(np.arange(len(X))))
+        self._run = self._backend.capture(self._step)
+
+    def steps(self, n: int) -> None:
+        run = self._run
+        with self._backend.stream(), np.errstate(over="ignore"):
+            for _ in range(n):
+                run()
+
+    def wait(self) -> None:
+        self._backend.synchronize()
+
+    def weights(self) -> list[np.ndarray]:
+        parameters, layers = self._network.parameters, range(1, len(self._network.layer_sizes))
+        return [self._backend.to_numpy(parameters[f"{kind}{layer}"]).copy() for layer in layers for kind in ("W", "b")]
+
+
+class Torch:
+    """mode: eager, compiled (torch.compile, max-autotune), graph (the whole step as one CUDA graph)."""
+
+    def __init__(
+        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str, device: str, mode: str
+    ) -> None:
+        import torch
+
+        self.name = f"PyTorch {mode}"
+        self._torch, self._device = torch, device
+        self._X, self._Y = torch.from_numpy(X).to(device), torch.from_numpy(Y).to(device)
+        layers: list[Any] = []
+        for W, b in zip(start[::2], start[1::2], strict=True):
+            linear = torch.nn.Linear(W.shape[1], W.shape[0])
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(W))
+                linear.bias.copy_(torch.from_numpy(b))
+            layers += [linear, torch.nn.ReLU()]
+        self._linears = layers[::2]
+        model = torch.nn.Sequential(*layers[:-1]).to(device)
+        capturable = {"capturable": True} if device == "cuda" else {}
+        if optimizer == "adam":
+            self._optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE["adam"], fused=True, **capturable)
+        else:
+            self._optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE["sgd"], fused=True)
+
+        def loss(X: Any, Y: Any) -> Any:
+            return torch.nn.functional.cross_entropy(model(X), Y)
+
+        self._loss = torch.compile(loss, mode="max-autotune") if mode == "compiled" else loss
+        self._one = self._step
+        if mode == "graph":
+            self._one = self._recorded()
+
+    def _step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss(self._X, self._Y).backward()
+        self._optimizer.step()
+
+    def _recorded(self) -> Any:
+        """The step as a CUDA graph, the weights and the optimizer's state as they were before it was warmed up."""
+        torch = self._torch
+        before = [linear.weight.detach().clone() for linear in self._linears]
+        biases = [linear.bias.detach().clone() for linear in self._linears]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._step()
+        with torch.no_grad():
+            for linear, W, b in zip(self._linears, before, biases, strict=True):
+                linear.weight.copy_(W)
+                linear.bias.copy_(b)
+            for state in self._optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+        return graph.replay
+
+    def steps(self, n: int) -> None:
+        one = self._one
+        for _ in range(n):
+            one()
+
+    def wait(self) -> None:
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    def weights(self) -> list[np.ndarray]:
+        tensors = [tensor for linear in self._linears for tensor in (linear.weight, linear.bias)]
+        return [tensor.detach().cpu().numpy().copy() for tensor in tensors]
+
+
+class Jax:
+    """A jitted step over donated parameters and optimizer state."""
+
+    name = "JAX jit"
+
+    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        def loss(theta: list[Any], X: Any, Y: Any) -> Any:
+            A = X
+            for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
+                A = jax.nn.relu(A @ W.T + b)
+            Z = A @ theta[-2].T + theta[-1]
+            return -jnp.take_along_axis(jax.nn.log_softmax(Z), Y[:, None], axis=1).mean()
+
+        def step(theta: list[Any], state: Any, X: Any, Y: Any) -> tuple[Any, Any]:
+            grads = jax.grad(loss)(theta, X, Y)
+            if optimizer == "sgd":
+                return [p - LEARNING_RATE["sgd"] * g for p, g in zip(theta, grads, strict=True)], state
+            m, v, t = state
+            t = t + 1
+            m = [BETA1 * a + (1 - BETA1) * g for a, g in zip(m, grads, strict=True)]
+            v = [BETA2 * a + (1 - BETA2) * g * g for a, g in zip(v, grads, strict=True)]
+            rate = LEARNING_RATE["adam"] / (1 - BETA1**t)
+            root = jnp.sqrt(1 - BETA2**t)
+            theta = [p - rate * a / (jnp.sqrt(b) / root + EPS) for p, a, b in zip(theta, m, v, strict=True)]
+            return theta, (m, v, t)
+
+        self._jax = jax
+        self._step = jax.jit(step, donate_argnums=(0, 1))
+        self._theta = [jnp.array(array) for array in start]
+        zeros = [jnp.zeros_like(array) for array in self._theta]
+        self._state = (zeros, [jnp.zeros_like(array) for array in self._theta], jnp.zeros((), jnp.float32))
+        self._X, self._Y = jnp.array(X), jnp.array(Y)
+
+    def steps(self, n: int) -> None:
+        theta, state = self._theta, self._state
+        for _ in range(n):
+            theta, state = self._step(theta, state, self._X, self._Y)
+        self._theta, self._state = theta, state
+
+    def wait(self) -> None:
+        self._jax.block_until_ready(self._theta)
+
+    def weights(self) -> list[np.ndarray]:
+        return [np.array(array) for array in self._theta]
+
+
+def contenders(sizes: list[int], m: int, optimizer: str, backend: str, modes: list[str]) -> list[Any]:
+    """dnn first, then every peer that is installed; each checked to end where dnn ends after five steps."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((m, sizes[0]), np.float32)
+    Y = generator.integers(0, sizes[-1], m)
+    device = "cuda" if backend == "cupy" else "cpu"
+
+    def made() -> list[Any]:
+        ours = Dnn(sizes, X, Y, optimizer, backend)
+        start, peers = ours.weights(), []
+        for mode in modes:
+            peers.append(Jax(start, X, Y, optimizer) if mode == "jax" else Torch(start, X, Y, optimizer, device, mode))
+        return [ours, *peers]
+
+    every = made()
+    for contender in every:
+        contender.steps(5)
+        contender.wait()
+    expected = every[0].weights()
+    for contender in every[1:]:
+        pairs = zip(contender.weights(), expected, strict=True)
+        differences = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
+        # Adam steps by the learning rate along the sign of a gradient that is nothing but rounding: one weight in a
+        # thousand may differ by more
+        furthest = float(np.quantile(differences, 0.999) if optimizer == "adam" else differences.max())
+        if not furthest < 1e-4:
+            sys.exit(f"{contender.name} computes something else: weights differ by {furthest} after 5 steps")
+    return every
+
+
+def installed_modes(backend: str) -> list[str]:
+    """The peers that are here: torch's modes and jax. Those that are not are named on stderr."""
+    from importlib.util import find_spec
+
+    modes = []
+    if find_spec("torch"):
+        modes += ["eager", "compiled", *(["graph"] if backend == "cupy" else [])]
+    if find_spec("jax"):
+        modes.append("jax")
+    for name in ("torch", "jax"):
+        if not find_spec(name):
+            print(f"{name} is not installed: left out", file=sys.stderr)
+    return modes
