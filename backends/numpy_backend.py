@@ -39,8 +39,13 @@ class NumpyBackend(Backend):
         if "SC_PHYS_PAGES" not in names:  # Windows does not say: then nothing is refused for want of memory
             return sys.maxsize, sys.maxsize
         page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-        free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in names else total  # macOS lacks it
-        return page * free, page * total
+        try:
+            # what the system would take back from its file cache is free too
+            with open("/proc/meminfo") as file:
+                available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):  # macOS does not say
+            return page * total, page * total
+        return 1024 * available, page * total
 
     def facts(self) -> dict[str, str]:
         dependencies = np.show_config(mode="dicts")["Build Dependencies"]

@@ -19,6 +19,10 @@ class NonFiniteLossError(DnnError, ArithmeticError):
     """Training has diverged: the loss is no longer a finite number."""
 
 
+class NotEnoughMemoryError(DnnError, MemoryError):
+    """The device's memory does not hold what was asked for."""
+
+
 class OutputError(DnnError):
     """Something could not be written. Nothing half-written was left."""
 

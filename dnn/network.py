@@ -109,6 +109,7 @@ class Network:
         validation_split: float = 0.0,
         shuffle: bool = True,
         verbose: bool | None = None,
+        memory_limit: float | None = None,
     ) -> History:
         """Train; see `dnn.training.fit` for the settings and what they mean."""
         from dnn import training
@@ -124,6 +125,7 @@ class Network:
             validation_split=validation_split,
             shuffle=shuffle,
             verbose=verbose,
+            memory_limit=memory_limit,
         )
 
     def predict(self, X: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from backends import Array
 from dnn.data import Examples, prepare
 from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
+from dnn.memory import check_memory
 from dnn.network import Network, measures
 from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
 from dnn.outputs import OUTPUTS
@@ -57,6 +58,7 @@ def fit(
     validation_split: float = 0.0,
     shuffle: bool = True,
     verbose: bool | None = None,
+    memory_limit: float | None = None,
 ) -> History:
     """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
 
@@ -67,11 +69,15 @@ def fit(
     shuffle           a new order each epoch; a batch that holds all examples has no order and is not shuffled
     verbose           None: a progress bar on a terminal, else silent; True: elsewhere a line for the first and the
                       last epoch and at most one every 10 s; False: silent
+    memory_limit      GB of the device's memory that may be used; None: what is free. NotEnoughMemoryError, before
+                      anything is trained, where it does not hold the training
 
     Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
     NonFiniteLossError ends a training that diverges.
     """
     _check_settings(epochs, batch_size, validation_data, validation_split)
+    if memory_limit is not None:
+        check_number("memory_limit", memory_limit)
     optimizer = _checked_optimizer(optimizer)
     started = time.perf_counter()
     backend = network.backend
@@ -81,6 +87,8 @@ def fit(
             validation, validation_rows, training_rows = _validation(
                 network, examples, validation_data, validation_split
             )
+            m = examples.m if training_rows is None else len(training_rows)
+            check_memory(network, examples, m, batch_size, optimizer, memory_limit)
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate

@@ -23,6 +23,8 @@ class Device:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.allocated = 0
+        """Bytes, over all the device's life: nothing is taken back."""
         self._capturing = False
 
     def count(self, what: str) -> None:
@@ -46,6 +48,7 @@ device = Device()
 
 def new(host: np.ndarray) -> DeviceArray:
     device.count("allocations")
+    device.allocated += host.nbytes
     return DeviceArray(host)
 
 

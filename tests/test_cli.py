@@ -898,7 +898,7 @@ def test_too_little_memory_is_told_in_one_line(run: Run, monkeypatch):
         raise MemoryError("Unable to allocate 9 EiB")
 
     monkeypatch.setattr("dnn.cli.train.fit", full)
-    one_complaint(run("train", two_parts(), "--quiet"), 3, "not enough memory", "9 EiB")
+    one_complaint(run("train", two_parts(), "--quiet"), 5, "not enough memory", "9 EiB")
 
 
 # ------------------------------------------------------------------------------- in a process of its own

@@ -25,6 +25,7 @@ LAYERS = [
     {"dnn.optimizers", "dnn.outputs", "dnn.data"},
     {"dnn.step"},
     {"dnn.network"},
+    {"dnn.memory"},
     {"dnn.training", "dnn.model_file", "dnn.course"},
     {"dnn"},
     {"dnn.cli"},

@@ -21,6 +21,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     BackendUnavailableError: 5,
     errors.NonFiniteLossError: 6,
     errors.OutputError: 7,
+    MemoryError: 5,
     KeyboardInterrupt: 130,
     # after the errors above, some of which are ValueErrors too: settings that no parser could refuse
     ValueError: 2,
@@ -90,7 +91,7 @@ def _failed(error: BaseException, debug: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         message = "interrupted"
     elif isinstance(error, MemoryError):
-        code, message = 3, f"not enough memory: {error}"
+        message = f"not enough memory: {error}"
     elif code == 1:
         message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     with contextlib.suppress(OSError):

@@ -56,6 +56,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--input-scale", metavar="F", type=float, help="X is multiplied by it (1/255 for bytes, else 1)"
     )
+    parser.add_argument("--memory-limit", metavar="GB", type=float, help="of the device's memory (what is free)")
     parser.add_argument("--out", metavar="DIR", help="(runs/<name of the data file>)")
     parser.add_argument("--force", action="store_true", help="replace an existing model")
     parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
@@ -106,6 +107,7 @@ def run(given: argparse.Namespace) -> None:
             validation_split=given.validation_split,
             shuffle=given.shuffle,
             verbose=not given.quiet,
+            memory_limit=given.memory_limit,
         )
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:
