@@ -23,7 +23,7 @@ def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
 
 
 @pytest.mark.parametrize("of_bytes", [False, True])
-@pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 7), ("softmax", 50), ("linear", 3)])
+@pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 70), ("softmax", 50), ("linear", 300)])
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Adam(0.01)], ids=str)
 @pytest.mark.parametrize("batch_size", [64, 1000])
 def test_the_estimate_is_what_the_device_allocates(batch_size, optimizer, output, units, of_bytes):
