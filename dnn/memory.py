@@ -63,7 +63,9 @@ def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool) ->
     whole = 4 * 8 if of_softmax else 0  # labels, starts, index, predicted
     sides = 2 * K if network.output == "sigmoid" else 0
     unscaled = 0 if examples.scale is None else n_in
-    return m * (numbers * np.dtype(network.dtype).itemsize + whole + sides + unscaled)
+    row = 2 * losses + (K if of_softmax else 0)  # what is one to a unit
+    itemsize = np.dtype(network.dtype).itemsize
+    return m * (numbers * itemsize + whole + sides + unscaled) + row * itemsize
 
 
 def _largest_batch(
