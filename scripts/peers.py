@@ -196,9 +196,9 @@ def contenders(sizes: list[int], m: int, optimizer: str, backend: str, modes: li
     for contender in every[1:]:
         pairs = zip(contender.weights(), expected, strict=True)
         differences = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
-        # Adam steps by the learning rate along the sign of a gradient that is nothing but rounding: one weight in a
-        # thousand may differ by more
-        furthest = float(np.quantile(differences, 0.999) if optimizer == "adam" else differences.max())
+        # Adam divides a gradient by its own size: in float32 rounding alone moves some weights by a whole step, and in
+        # float64 the two agree to 1e-13. What is computed differently moves most of them
+        furthest = float(np.quantile(differences, 0.9) if optimizer == "adam" else differences.max())
         if not furthest < 1e-4:
             sys.exit(f"{contender.name} computes something else: weights differ by {furthest} after 5 steps")
     return every
