@@ -234,14 +234,35 @@ def product_rate(backend: str) -> float:
 
 
 def epoch(backend: str) -> dict[str, Any]:
-    """60,000 examples of 784 bytes, batches of 128, through fit, the shuffle and the History included."""
+    """60,000 examples of 784 bytes, batches of 128, Adam, shuffled: through fit, and through the peers' loops."""
+    from peers import Dnn, JaxEpochs, TorchEpochs, installed_modes
+
     generator = np.random.default_rng(0)
-    m = 60_000 if backend == "cupy" else 2_000
+    m, sizes = (60_000 if backend == "cupy" else 2_000), [784, 256, 128, 10]
     X, Y = generator.integers(0, 256, (m, 784), np.uint8), generator.integers(0, 10, m)
-    network = dnn.Network([784, 256, 128, 10], output="softmax", seed=1, backend=backend)
-    network.fit(X, Y, epochs=1, batch_size=128, verbose=False)
-    seconds = [network.fit(X, Y, epochs=3, batch_size=128, verbose=False).seconds / 3 for _ in range(5)]
-    return {"milliseconds an epoch": [round(1e3 * float(q), 1) for q in np.percentile(seconds, [25, 50, 75])]}
+    network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
+    on_device = get_backend(backend).asarray(X)
+    runs = {f"dnn on {backend}": lambda: network.fit(on_device, Y, epochs=1, batch_size=128, verbose=False)}
+    start = Dnn(sizes, X[:128], Y[:128], "adam", backend).weights()
+    modes = installed_modes(backend)
+    if "eager" in modes:
+        runs["PyTorch eager"] = TorchEpochs(start, X, Y, 128, "cuda" if backend == "cupy" else "cpu").epoch
+    if "jax" in modes:
+        runs["JAX jit"] = JaxEpochs(start, X, Y, 128).epoch
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name in [*runs] * ROUNDS:
+        started = time.perf_counter()
+        runs[name]()
+        times[name].append(1e3 * (time.perf_counter() - started))
+    # the first of each compiles
+    ours = float(np.median(times[f"dnn on {backend}"][1:]))
+    return {
+        name: {
+            "ms": [round(float(q), 1) for q in np.percentile(values[1:], [25, 50, 75])],
+            "by dnn": round(float(np.median(values[1:])) / ours, 3),
+        }
+        for name, values in times.items()
+    }
 
 
 if __name__ == "__main__":

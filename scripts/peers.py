@@ -154,7 +154,7 @@ class Jax:
             theta = [p - rate * a / (jnp.sqrt(b) / root + EPS) for p, a, b in zip(theta, m, v, strict=True)]
             return theta, (m, v, t)
 
-        self._jax = jax
+        self._jax, self.plain = jax, step
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._theta = [jnp.array(array) for array in start]
         zeros = [jnp.zeros_like(array) for array in self._theta]
@@ -172,6 +172,52 @@ class Jax:
 
     def weights(self) -> list[np.ndarray]:
         return [np.array(array) for array in self._theta]
+
+
+class TorchEpochs:
+    """Epochs of the plain loop: bytes on the device, one permutation an epoch, fused Adam, no item() inside."""
+
+    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, device: str) -> None:
+        self._one = Torch(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam", device, "eager")
+        self.name, self._batch_size = "PyTorch eager", batch_size
+        self._X, self._Y = (self._one._torch.from_numpy(array).to(device) for array in (X, Y))
+
+    def epoch(self) -> None:
+        one, m = self._one, len(self._X)
+        order = one._torch.randperm(m, device=self._X.device)
+        for start in range(0, m, self._batch_size):
+            rows = order[start : start + self._batch_size]
+            one._X = self._X.index_select(0, rows).float().mul_(1 / 255)
+            one._Y = self._Y.index_select(0, rows)
+            one._step()
+        one.wait()
+
+
+class JaxEpochs:
+    """Epochs of a jitted step that takes its rows itself."""
+
+    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int) -> None:
+        self._one = Jax(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam")
+        self.name, self._batch_size, jax = "JAX jit", batch_size, self._one._jax
+        plain = self._one.plain
+
+        def step(theta: Any, state: Any, X: Any, Y: Any, rows: Any) -> Any:
+            return plain(theta, state, X[rows].astype("float32") * (1 / 255), Y[rows])
+
+        self._step = jax.jit(step, donate_argnums=(0, 1))
+        self._X, self._Y = jax.numpy.array(X), jax.numpy.array(Y)
+        self._key = jax.random.PRNGKey(0)
+
+    def epoch(self) -> None:
+        one, m, jax = self._one, len(self._X), self._one._jax
+        self._key, key = jax.random.split(self._key)
+        order = jax.random.permutation(key, m)
+        theta, state = one._theta, one._state
+        for start in range(0, m, self._batch_size):
+            rows = order[start : start + self._batch_size]
+            theta, state = self._step(theta, state, self._X, self._Y, rows)
+        one._theta, one._state = theta, state
+        one.wait()
 
 
 def contenders(sizes: list[int], m: int, optimizer: str, backend: str, modes: list[str]) -> list[Any]:
