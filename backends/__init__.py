@@ -6,13 +6,12 @@ environment variable DNN_BACKEND names when it is asked for, and numpy.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from backends.base import Array, Backend, BackendUnavailableError
+from backends.base import Array, Backend, BackendUnavailableError, log_once
 
 __all__ = [
     "Array",
@@ -42,7 +41,6 @@ def _load_cupy() -> Backend:
 _loaders: dict[str, Callable[[], Backend]] = {"numpy": _load_numpy, "cupy": _load_cupy}
 _loaded: dict[str, Backend] = {}
 _in_use: str | None = None
-_told: set[str] = set()
 
 
 def register(name: str, loader: Callable[[], Backend]) -> None:
@@ -80,10 +78,7 @@ def _automatic() -> Backend:
         backend, cause = get_backend("cupy"), ""
     except BackendUnavailableError as error:
         backend, cause = get_backend("numpy"), f" ({error})"
-    message = f"DNN_BACKEND=auto takes {backend.name}{cause}"
-    if message not in _told:
-        _told.add(message)
-        logging.getLogger("backends").warning(message)
+    log_once(f"DNN_BACKEND=auto takes {backend.name}{cause}")
     return backend
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,16 @@ import numpy as np
 
 Array = Any
 """An array of any backend: `numpy.ndarray`, `cupy.ndarray`, ..."""
+
+
+_told: set[str] = set()
+
+
+def log_once(message: str) -> None:
+    """Warn, the first time that this is said."""
+    if message not in _told:
+        _told.add(message)
+        logging.getLogger("backends").warning(message)
 
 
 class BackendUnavailableError(RuntimeError):

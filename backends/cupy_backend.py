@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, BackendUnavailableError
+from backends.base import Array, Backend, BackendUnavailableError, log_once
 from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
 from backends.kernels.products import gemm_arguments
@@ -118,7 +117,7 @@ class _Graph:
         except Exception as error:  # whatever it is, the step runs as well without
             with suppress(Exception):
                 stream.end_capture()
-            _log_once(f"this step cannot be recorded as a CUDA graph, it runs eagerly: {error}")
+            log_once(f"this step cannot be recorded as a CUDA graph, it runs eagerly: {error}")
             return None
         return stream.end_capture()
 
@@ -180,7 +179,7 @@ class _CupyCompiler:
             self.dot = _Products(cupy)
             self.capturable = True
         except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
-            _log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
+            log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
 
     def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
         return self._cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, f"dnn_{kernel.name}")
@@ -201,15 +200,6 @@ class _CupyCompiler:
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-_told: set[str] = set()
-
-
-def _log_once(message: str) -> None:
-    if message not in _told:
-        _told.add(message)
-        logging.getLogger("backends").warning(message)
 
 
 def _usable_cupy() -> Any:

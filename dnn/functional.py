@@ -2,8 +2,8 @@
 
 Every function takes the array module first, then arrays, and writes into the buffers that it is given by
 keyword. It allocates nothing, validates nothing and reads nothing back to the host. Shapes: m examples, one a
-row; a layer of n_in inputs and n_out units. An argument named in the brackets after "may alias" may be the same
-array object as the output; no other two may overlap.
+row; a layer of n_in inputs and n_out units. Where a docstring says that `out` may alias an argument, the two may be
+the same array object; no other two may overlap.
 
 exp and a product may overflow here to the infinity that gives the right limit; callers silence NumPy's warning.
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends import get_backend
 from dnn.data import Examples
 from dnn.errors import NotEnoughMemoryError
 from dnn.network import Network
 from dnn.optimizers import Optimizer
-from dnn.parameters import Parameters
 
 GB = 1e9
 
@@ -42,9 +40,8 @@ def training_bytes(network: Network, examples: Examples, m: int, batch_size: int
     """Bytes that a fit allocates on the device, beyond the examples and the weights that are there already."""
     total = 2 * 8 * m  # the order of the examples, and the one it is replaced by
     if network._update is None or not optimizer.continues(network._update.optimizer):
-        smallest = Parameters(get_backend("numpy"), [1, 1], network.dtype)
         # gradients and scratch, and what this optimizer keeps
-        total += (2 + len(optimizer.bind(smallest).state)) * network.parameters.flat.nbytes
+        total += (2 + len(optimizer.update.state_names)) * network.parameters.flat.nbytes
     in_place = batch_size == m == examples.m and examples.scale is None
     total += _step_bytes(network, examples, batch_size, in_place)
     if m % batch_size:

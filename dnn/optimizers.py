@@ -21,6 +21,7 @@ from dnn.parameters import Parameters
 class Optimizer:
     """The learning rate, and what else an update needs to know."""
 
+    update: ClassVar[type[Update]]
     learning_rate: float = 0.01
 
     def __post_init__(self) -> None:
@@ -30,7 +31,7 @@ class Optimizer:
 
     def bind(self, parameters: Parameters) -> Update:
         """The update of `parameters`, its state at zero."""
-        raise NotImplementedError
+        return self.update(self, parameters)
 
     def continues(self, other: Optimizer) -> bool:
         """Whether this is `other` but for its learning rate, and so can go on with its state."""
@@ -72,14 +73,6 @@ class Update:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class SGD(Optimizer):
-    """Gradient descent: θ ← θ − α g."""
-
-    def bind(self, parameters: Parameters) -> Update:
-        return _SGDUpdate(self, parameters)
-
-
 class _SGDUpdate(Update):
     def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
         super().__init__(optimizer, parameters)
@@ -90,17 +83,10 @@ class _SGDUpdate(Update):
 
 
 @dataclass(frozen=True)
-class Momentum(Optimizer):
-    """Heavy ball: v ← μ v + g, θ ← θ − α v (Polyak 1964; α outside v, as in PyTorch)."""
+class SGD(Optimizer):
+    """Gradient descent: θ ← θ − α g."""
 
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
-
-    def bind(self, parameters: Parameters) -> Update:
-        return _MomentumUpdate(self, parameters)
+    update = _SGDUpdate
 
 
 class _MomentumUpdate(Update):
@@ -124,25 +110,16 @@ class _MomentumUpdate(Update):
 
 
 @dataclass(frozen=True)
-class Adam(Optimizer):
-    """m̂ / (√v̂ + ε) (Kingma and Ba 2015, algorithm 1), without weight decay.
+class Momentum(Optimizer):
+    """Heavy ball: v ← μ v + g, θ ← θ − α v (Polyak 1964; α outside v, as in PyTorch)."""
 
-    eps is added to √v̂ after the bias correction, as in the paper and in PyTorch.
-    """
+    update = _MomentumUpdate
 
-    learning_rate: float = 0.001
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    momentum: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "beta1", 0 <= self.beta1 < 1, "at least 0 and below 1")
-        _check(self, "beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
-        _check(self, "eps", self.eps > 0, "above 0")
-
-    def bind(self, parameters: Parameters) -> Update:
-        return _AdamUpdate(self, parameters)
+        _check(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
 
 
 class _AdamUpdate(Update):
@@ -188,6 +165,27 @@ class _AdamUpdate(Update):
             self.optimizer.beta2,
             scratch=self._scratch,
         )
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """m̂ / (√v̂ + ε) (Kingma and Ba 2015, algorithm 1), without weight decay.
+
+    eps is added to √v̂ after the bias correction, as in the paper and in PyTorch.
+    """
+
+    update = _AdamUpdate
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, "beta1", 0 <= self.beta1 < 1, "at least 0 and below 1")
+        _check(self, "beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
+        _check(self, "eps", self.eps > 0, "above 0")
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}

@@ -20,7 +20,7 @@ from dnn.data import Examples, prepare
 from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
 from dnn.memory import check_memory
 from dnn.network import Network, measures
-from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
+from dnn.optimizers import OPTIMIZERS, Optimizer
 from dnn.outputs import OUTPUTS
 from dnn.step import TrainStep
 
@@ -51,16 +51,18 @@ def fit(
     X: Any,
     Y: Any,
     *,
-    epochs: int = 20,
-    batch_size: int = 64,
-    optimizer: Optimizer | str = Adam(1e-3),  # noqa: B008  (frozen)
-    validation_data: tuple[Any, Any] | None = None,
-    validation_split: float = 0.0,
-    shuffle: bool = True,
-    verbose: bool | None = None,
-    memory_limit: float | None = None,
+    epochs: int,
+    batch_size: int,
+    optimizer: Optimizer | str,
+    validation_data: tuple[Any, Any] | None,
+    validation_split: float,
+    shuffle: bool,
+    verbose: bool | None,
+    memory_limit: float | None,
 ) -> History:
     """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
+
+    The defaults are those of `Network.fit`.
 
     batch_size        examples an update; the last batch of an epoch may be smaller
     optimizer         a configuration, or its name. A second fit with the same one (another learning rate is the same)

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import backends
-from backends import Backend, BackendUnavailableError, available_backends, backend_of, get_backend, use_backend
+from backends import Backend, BackendUnavailableError, available_backends, backend_of, base, get_backend, use_backend
 
 
 def test_numpy_where_nothing_is_set():
@@ -79,7 +79,7 @@ def test_register_adds_a_backend_and_its_loader_says_why_not(monkeypatch):
 def test_auto_takes_numpy_where_cupy_cannot_be_used_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
     monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(base, "_told", set())
 
     def missing() -> Backend:
         raise BackendUnavailableError("no GPU here")
@@ -94,7 +94,7 @@ def test_auto_takes_numpy_where_cupy_cannot_be_used_and_says_so(monkeypatch, cap
 def test_auto_takes_cupy_where_it_works(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
     monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(base, "_told", set())
     working = get_backend("standin")
     backends.register("cupy", lambda: working)
     with caplog.at_level(logging.WARNING):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends import cupy_backend
+from backends import base
 from backends.cupy_backend import CupyBackend, _Graph
 
 
@@ -59,7 +59,7 @@ def test_a_runs_work_is_queued_after_what_was_before_it_and_before_what_comes_af
 
 @pytest.fixture(autouse=True)
 def _nothing_told(monkeypatch):
-    monkeypatch.setattr(cupy_backend, "_told", set())
+    monkeypatch.setattr(base, "_told", set())
 
 
 def test_a_step_runs_twice_is_recorded_and_then_replayed():

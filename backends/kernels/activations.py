@@ -27,7 +27,6 @@ def _linear(name: str) -> Callable[[Compiler], Callable[..., None]]:
         kernel = compiler.elementwise(
             Elementwise(name, "raw T b, int64 n", "T A", f"T z = A + b[i % n]; {_FORWARD[name]}")
         )
-
         dot = compiler.dot
 
         def linear(xp: Any, A_prev: Array, W: Array, b: Array, *, out: Array, scratch: Array) -> None:

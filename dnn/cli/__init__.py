@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         debug = given.debug
         with _log(quiet=given.quiet):
             given.run(given)
-    except Exception as error:
-        return _failed(error, debug)
-    except KeyboardInterrupt as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _failed(error, debug)
     return 0
 

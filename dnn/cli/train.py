@@ -18,7 +18,7 @@ from dnn.data import Dataset, Part, open_dataset, prepare
 from dnn.errors import DataError
 from dnn.files import check_writable, write_whole
 from dnn.initializers import INITIALIZERS
-from dnn.model_file import model_bytes
+from dnn.model_file import classes_of, model_bytes
 from dnn.network import DTYPES, Network
 from dnn.optimizers import OPTIMIZERS
 from dnn.outputs import OUTPUTS
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> None:
             input_scale=given.input_scale,
             backend=given.backend,
         )
-        network.classes = _class_names(train_data, output, units)
+        network.classes = _class_names(train_data, network)
         optimizer = OPTIMIZERS[given.optimizer](
             **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
         )
@@ -104,6 +104,7 @@ def run(given: argparse.Namespace) -> None:
             epochs=given.epochs,
             batch_size=given.batch_size,
             optimizer=optimizer,
+            validation_data=None,
             validation_split=given.validation_split,
             shuffle=given.shuffle,
             verbose=not given.quiet,
@@ -202,8 +203,8 @@ def _output_of_columns(asked: str | None, labels: np.ndarray) -> tuple[str, int]
     return ("softmax" if (labels.sum(axis=1) == 1).all() else "sigmoid"), columns
 
 
-def _class_names(data: Dataset, output: str, units: int) -> list[str] | None:
-    if output == "linear" or data.classes is None or len(data.classes) != max(units, 2):
+def _class_names(data: Dataset, network: Network) -> list[str] | None:
+    if network.output == "linear" or data.classes is None or len(data.classes) != classes_of(network.layer_sizes):
         return None
     return data.classes
 

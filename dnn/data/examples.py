@@ -54,12 +54,10 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
         targets_name = "Y" + name[1:]
         targets = targets_for(network, Y, X.shape[0], targets_name, name)
         targets = network.backend.asarray(targets)
-    of_bytes = X.dtype == np.uint8
-    examples = Examples(
-        _bytes(network, name, X) if of_bytes else _convert(network, name, X, scale),
-        targets,
-        network.dtype.type(scale) if of_bytes else None,
-    )
+    if X.dtype == np.uint8:
+        examples = Examples(_convert(network, name, X, X.dtype, 1.0), targets, network.dtype.type(scale))
+    else:
+        examples = Examples(_convert(network, name, X, network.dtype, scale), targets)
     if fitting:
         # only now, when nothing was refused: the network is as it was after a fit that never began
         network.input_scale, network.input_kind = scale, kind
@@ -130,24 +128,9 @@ def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
     return network.input_scale, network.input_kind
 
 
-def _bytes(network: Network, name: str, X: Any) -> Array:
-    """(m, n_in), C-contiguous, as they are."""
-    shape = (X.shape[0], network.layer_sizes[0])
-    if _is_device_array(X):
-        if network.backend.owns(X):
-            return network.backend.xp.ascontiguousarray(X.reshape(shape))
-        X = backend_of(X).to_numpy(X)
-    if isinstance(X, np.ndarray):
-        return network.backend.asarray(np.ascontiguousarray(X.reshape(shape)))
-    host = _new_host_array(name, shape, np.dtype(np.uint8))
-    for start, stop in _chunks(*shape):
-        host[start:stop] = _read(name, X, slice(start, stop)).reshape(stop - start, shape[1])
-    return network.backend.asarray(host)
-
-
-def _convert(network: Network, name: str, X: Any, scale: float) -> Array:
-    """(m, n_in), C-contiguous, in the network's dtype, times `scale`, every number finite."""
-    backend, dtype = network.backend, network.dtype
+def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float) -> Array:
+    """(m, n_in) on the network's device, C-contiguous, in this dtype, times `scale`, every number finite."""
+    backend = network.backend
     m, n_in = X.shape[0], network.layer_sizes[0]
     if _is_device_array(X):
         source = backend_of(X)
@@ -157,7 +140,7 @@ def _convert(network: Network, name: str, X: Any, scale: float) -> Array:
             if scale != 1:
                 converted *= dtype.type(scale)
             xp = backend.xp
-            if not bool(xp.isfinite(converted).all()):
+            if dtype.kind == "f" and not bool(xp.isfinite(converted).all()):
                 _raise_non_finite(name, backend.to_numpy(converted), 0, dtype)
             return xp.ascontiguousarray(converted)
         X = source.to_numpy(X)
@@ -212,6 +195,8 @@ def _chunks(m: int, n_in: int) -> Iterator[tuple[int, int]]:
 
 
 def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
+    if dtype.kind != "f":
+        return
     # a sum is finite only if every term is; only where it is not (overflow counts too) each number is looked at
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(rows.sum())
