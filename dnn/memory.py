@@ -4,48 +4,84 @@ from __future__ import annotations
 
 import numpy as np
 
+from backends import Array, Feeder, log_once
 from dnn.data import Examples
 from dnn.errors import NotEnoughMemoryError
 from dnn.network import Network
 from dnn.optimizers import Optimizer
 
 GB = 1e9
+SPARE = 256_000_000
+"""Bytes that no X is moved into: kernels, graphs and the batches of an evaluation are not reckoned."""
 
 
-def check_memory(
-    network: Network, examples: Examples, m: int, batch_size: int, optimizer: Optimizer, limit: float | None
-) -> None:
-    """NotEnoughMemoryError where fitting m of these examples takes more than is free, or than `limit` GB.
+def place(
+    network: Network,
+    examples: Examples,
+    validation: Examples | None,
+    m: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    limit: float | None,
+) -> tuple[Examples, Examples | None]:
+    """The examples to fit, m of them, and those to validate on, each with its X on the device where there is room.
 
-    It names the need, what is free, and the largest batch that fits.
+    The room is what is free, or `limit` GB, beside what the training takes. An X that does not fit in it stays on the
+    host, and its batches are fed. NotEnoughMemoryError where there is no room even so: it names the need, what is free,
+    and the largest batch that fits.
     """
-    free, _ = network.backend.memory()
+    backend = network.backend
+    free, _ = backend.memory()
     room = free if limit is None else min(free, int(limit * GB))
     batch_size = min(batch_size, m)
+
+    def moves(X: Array, beside: int) -> bool:
+        return not backend.owns(X) and beside + X.nbytes <= min(room, free - SPARE)
+
     needed = training_bytes(network, examples, m, batch_size, optimizer)
-    if needed <= room:
-        return
-    fits = _largest_batch(network, examples, m, batch_size, optimizer, room)
-    if fits:
-        fix = f"the largest batch that fits is {fits}, not {batch_size}"
-    else:
-        fix = "no batch fits: make the layers smaller, or take an optimizer that keeps less"
-    allowed = "allowed by memory_limit" if room < free else "free"
-    raise NotEnoughMemoryError(
-        f"training takes {needed / GB:.3g} GB on {network.backend.name}, {room / GB:.3g} GB are {allowed}: {fix}"
-    )
+    fed = not backend.owns(examples.X) and not moves(examples.X, needed)
+    if fed:
+        needed = training_bytes(network, examples, m, batch_size, optimizer, fed)
+    if needed > room:
+        fits = _largest_batch(network, examples, m, batch_size, optimizer, fed, room)
+        if fits:
+            fix = f"the largest batch that fits is {fits}, not {batch_size}"
+        else:
+            fix = "no batch fits: make the layers smaller, or take an optimizer that keeps less"
+        allowed = "allowed by memory_limit" if room < free else "free"
+        raise NotEnoughMemoryError(
+            f"training takes {needed / GB:.3g} GB on {backend.name}, {room / GB:.3g} GB are {allowed}: {fix}"
+        )
+    if fed:
+        log_once(
+            f"X takes {examples.X.nbytes / GB:.3g} GB, more than {backend.name} has room for beside the training: "
+            "it stays on the host, and its batches are copied while the device computes"
+        )
+    elif moves(examples.X, needed):
+        needed += examples.X.nbytes
+        examples = examples.on(backend)
+    if validation is not None and moves(validation.X, needed):
+        validation = validation.on(backend)
+    return examples, validation
 
 
-def training_bytes(network: Network, examples: Examples, m: int, batch_size: int, optimizer: Optimizer) -> int:
-    """Bytes that a fit allocates on the device, beyond the examples and the weights that are there already."""
+def training_bytes(
+    network: Network, examples: Examples, m: int, batch_size: int, optimizer: Optimizer, fed: bool = False
+) -> int:
+    """Bytes that a fit allocates on the device, beyond the examples and the weights that are there already.
+
+    `fed`: X is not there, its batches are brought one by one.
+    """
     total = 2 * 8 * m  # the order of the examples, and the one it is replaced by
     if network._update is None or not optimizer.continues(network._update.optimizer):
         # gradients and scratch, and what this optimizer keeps
         total += (2 + len(optimizer.update.state_names)) * network.parameters.flat.nbytes
-    in_place = batch_size == m == examples.m and examples.scale is None
-    total += _step_bytes(network, examples, batch_size, in_place)
-    if m % batch_size:
-        total += _step_bytes(network, examples, m % batch_size, False)
+    in_place = batch_size == m == examples.m and examples.scale is None and not fed
+    sizes = [size for size in (batch_size, m % batch_size) if size]
+    total += sum(_step_bytes(network, examples, size, in_place) for size in sizes)
+    if fed:
+        # the buffers on the device, and the places in them that each step takes its rows from
+        total += Feeder.AHEAD * batch_size * network.layer_sizes[0] * examples.X.dtype.itemsize + 8 * sum(sizes)
     return total
 
 
@@ -66,13 +102,13 @@ def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool) ->
 
 
 def _largest_batch(
-    network: Network, examples: Examples, m: int, too_large: int, optimizer: Optimizer, room: int
+    network: Network, examples: Examples, m: int, too_large: int, optimizer: Optimizer, fed: bool, room: int
 ) -> int:
     """The largest batch below `too_large` that fits in `room` bytes, 0 where none does."""
     fits = 0
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        if training_bytes(network, examples, m, middle, optimizer) <= room:
+        if training_bytes(network, examples, m, middle, optimizer, fed) <= room:
             fits = middle
         else:
             too_large = middle

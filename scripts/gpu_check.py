@@ -135,7 +135,7 @@ def captured_against_eager(backend: str) -> float:
         network = dnn.Network([20, 64, 32, 3], output="softmax", seed=1, backend=backend)
         with its.stream():
             update = dnn.Adam(0.01).bind(network.parameters)
-            examples = prepare(network, X, Y, fitting=True)
+            examples = prepare(network, X, Y, fitting=True).on(its)
             order = its.asarray(np.arange(58))
             steps = [TrainStep(network, update, examples, m) for m in (32, 26)]
             runs = [capture(step) for step in steps]

@@ -29,7 +29,7 @@ class Dnn:
         self._backend = self._network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
         with self._backend.stream():
-            examples = prepare(self._network, X, Y, fitting=True)
+            examples = prepare(self._network, X, Y, fitting=True).on(self._backend)
             self._step = TrainStep(self._network, configuration.bind(self._network.parameters), examples, len(X))
             self._step.load(self._backend.asarray(np.arange(len(X))))
         self._run = self._backend.capture(self._step)

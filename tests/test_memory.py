@@ -10,7 +10,7 @@ import dnn
 from dnn.cli import main
 from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
-from dnn.memory import training_bytes
+from dnn.memory import GB, training_bytes
 
 GENERATOR = np.random.default_rng(0)
 
@@ -25,17 +25,18 @@ def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
 @pytest.mark.parametrize("of_bytes", [False, True])
 @pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 70), ("softmax", 50), ("linear", 300)])
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Adam(0.01)], ids=str)
-@pytest.mark.parametrize("batch_size", [64, 1000])
-def test_the_estimate_is_what_the_device_allocates(batch_size, optimizer, output, units, of_bytes):
+@pytest.mark.parametrize(("batch_size", "fed"), [(64, False), (1000, False), (64, True), (300, True)])
+def test_the_estimate_is_what_the_device_allocates(batch_size, fed, optimizer, output, units, of_bytes):
     X, Y = problem(output, units, of_bytes)
     network = dnn.Network([300, 200, 100, units], output=output, backend="standin")
     examples = prepare(network, X, Y, fitting=True)
-    expected = training_bytes(network, examples, 1000, batch_size, optimizer)
+    expected = training_bytes(network, examples, 1000, batch_size, optimizer, fed)
+    limit = (1 + expected) / GB if fed else None
     before = device.allocated
-    prepare(network, X, Y)
-    of_the_examples = device.allocated - before
+    prepare(network, X, Y).on(network.backend)
+    of_the_examples = device.allocated - before - (examples.X.nbytes if fed else 0)
     before = device.allocated
-    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer)
+    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer, memory_limit=limit)
     taken = device.allocated - before - of_the_examples
     assert taken == pytest.approx(expected, rel=0.002)
 
