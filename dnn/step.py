@@ -147,15 +147,17 @@ class Batches(Generic[Step]):
         if m % batch_size:
             self.steps.append(bind(m % batch_size))
         self._backend = backend
-        self._feeder = None if backend.owns(examples.X) else backend.feeder(examples.X, batch_size)
         # copies: another order is written into them
-        self._on_host = rows.copy()
-        self._on_device = backend.asarray(rows.copy())
-        self._batches = []
-        for start in range(0, m, batch_size):
-            batch = slice(start, min(start + batch_size, m))
-            step = self.steps[0] if batch.stop - start == batch_size else self.steps[-1]
-            self._batches.append((step, self._on_device[batch], self._on_host[batch]))
+        self._order = backend.asarray(rows.copy())
+        batches = [slice(start, min(start + batch_size, m)) for start in range(0, m, batch_size)]
+        self._batches = [
+            (self.steps[0 if batch.stop - batch.start == batch_size else -1], self._order[batch]) for batch in batches
+        ]
+        self._feeder: Feeder | None = None
+        if not backend.owns(examples.X):
+            self._feeder = backend.feeder(examples.X, batch_size)
+            self._order_on_host = rows.copy()
+            self._rows_on_host = [self._order_on_host[batch] for batch in batches]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -165,26 +167,26 @@ class Batches(Generic[Step]):
 
     def reorder(self, rows: np.ndarray) -> None:
         """Take the examples in this order from now on."""
-        self._on_device[...] = self._backend.asarray(rows)
+        self._order[...] = self._backend.asarray(rows)
         if self._feeder is not None:
-            self._on_host[...] = rows
+            self._order_on_host[...] = rows
 
     def _gathered(self) -> Iterator[Step]:
-        for step, rows, _ in self._batches:
+        for step, rows in self._batches:
             step.load(rows)
             yield step
 
     def _fed(self, feeder: Feeder) -> Iterator[Step]:
-        to_come = iter(self._batches)
+        to_come = iter(self._rows_on_host)
         try:
-            for _, _, rows_on_host in islice(to_come, feeder.AHEAD):
+            for rows_on_host in islice(to_come, feeder.AHEAD):
                 feeder.put(rows_on_host)
-            for step, rows, _ in self._batches:
+            for step, rows in self._batches:
                 with feeder.batch() as X:
                     step.load(rows, X)
                 yield step
                 # by now the step is queued: the device has work while the host gathers
-                for _, _, rows_on_host in islice(to_come, 1):
+                for rows_on_host in islice(to_come, 1):
                     feeder.put(rows_on_host)
         finally:
             feeder.drain()

@@ -81,7 +81,7 @@ def fed_rows(monkeypatch) -> list[int]:
         {"validation_split": 0.2},
         {"validation_data": (FLOATS[:20], Y[:20])},
     ],
-    ids=str,
+    ids=["shuffled", "in order", "no smaller last", "split", "validation data"],
 )
 def test_fed_from_the_host_the_training_is_the_same_to_the_bit(X, settings, backend: Backend, fed_rows):
     if backend.name == "numpy":

@@ -152,7 +152,7 @@ def test_the_table_has_what_was_measured_and_says_with_what(tmp_path: Path):
             "",
             BEGIN,
             "a made-up GPU (test fixture), 2000-01-02, commit abc1234; python 3.0, numpy 0.0, driver 000.0, torch 0.1. "
-            "Medians; in brackets, times dnn's.",
+            "Medians; in brackets, as a multiple of dnn's.",
             "",
             "| a step or an epoch of | dnn | PyTorch eager | PyTorch compiled | PyTorch graph | JAX jit "
             "| of the product rate |",
@@ -187,14 +187,32 @@ def test_the_projects_readme_has_the_table_of_its_results(tmp_path: Path):
 
 
 def test_the_parity_stage_holds_on_the_stand_in(monkeypatch):
-    """Its numbers on a device that is not the host; without the assignment's data it says so and fails nothing."""
-    monkeypatch.setattr(gpu_check, "data_folder", lambda: None)
-    figures = {name: measure() for name, measure in gpu_check.parity("standin")}
-    assert {name: part for name, part in figures.items() if not part.get("ok", True)} == {}
+    """Its numbers on a device that is not the host."""
+    parts = dict(gpu_check.parity("standin"))
+    *numbers, costs, accuracy = parts
+    figures = {name: parts[name]() for name in numbers}
+    assert {name: part for name, part in figures.items() if not part["ok"]} == {}
     assert figures["fed from the host against on the device"]["fed"] == ["uint8", "float32"]
     assert figures["engine against NumPy"]["cases"] == 27
-    for part in ("published costs", "MNIST's accuracy"):
-        assert "not measured: no " in figures[part]["skipped"]
+    monkeypatch.setattr(gpu_check, "ROOT", Path("/nowhere/at/all"))
+    monkeypatch.delenv("DNN_SHARED", raising=False)
+    for name, file in ((costs, "application_four_layer.json"), (accuracy, "mnist.h5")):
+        with pytest.raises(gpu_check.NotMeasured, match=f"no {file}"):
+            parts[name]()
+
+
+def test_the_published_costs_and_the_accuracy_are_compared(shared: Path, monkeypatch):
+    monkeypatch.setenv("DNN_SHARED", str(shared.parent))
+    assert gpu_check.published_costs("numpy")["costs"] == 2
+    accuracy = gpu_check.mnist_accuracy("numpy")
+    assert accuracy["ok"] and 0.5 < accuracy["accuracy"]["numpy"][0] < 1
+
+
+def test_a_part_whose_data_is_not_here_says_so_fails_nothing_and_is_measured_when_it_is(checked, capsys):
+    for _ in range(2):
+        assert checked(one=gpu_check.NotMeasured("no data")) == ["one"]
+        assert "gpu_check: stage: one: not measured: no data" in capsys.readouterr().err
+    assert checked(one={}) == ["one"] and checked(one={}) == []
 
 
 def test_a_difference_from_numpy_would_be_seen(monkeypatch):
