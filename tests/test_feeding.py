@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import islice
+from queue import Queue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ from standin import MAIN, Event, Stream, device
 
 import dnn
 from backends import Backend, base, get_backend
+from backends.cupy_backend import PinnedFeeder
 from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
 from dnn.memory import GB, training_bytes
@@ -260,6 +267,105 @@ def test_a_training_that_is_interrupted_leaves_no_copy_behind(monkeypatch):
     assert not any(stream.copies for stream, _ in standin.last_copied.values())
     done.extend(range(10))
     assert fed(FLOATS) == trained(FLOATS)
+
+
+# ------------------------------------------------------------------- streams that run beside one another
+
+
+class ThreadStream:
+    """A stream that is a thread: what is queued on it is done in its order, some time."""
+
+    def __init__(self, forgets_to_wait: bool = False) -> None:
+        self._forgets = forgets_to_wait
+        self._queue: Queue[Callable[[], object] | None] = Queue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (do := self._queue.get()) is not None:
+            do()
+
+    def queue(self, do: Callable[[], object]) -> None:
+        self._queue.put(do)
+
+    def wait_event(self, event: ThreadEvent) -> None:
+        if not self._forgets:
+            self.queue(event.done.wait)  # of the record that is the last as this is queued
+
+    def synchronize(self) -> None:
+        event = ThreadEvent()
+        event.record(self)
+        event.synchronize()
+
+    def end(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+
+class ThreadEvent:
+    def __init__(self, forgets_to_wait: bool = False) -> None:
+        self._forgets = forgets_to_wait
+        self.done = threading.Event()
+        self.done.set()
+
+    def record(self, stream: ThreadStream) -> None:
+        self.done = threading.Event()
+        stream.queue(self.done.set)
+
+    def synchronize(self) -> None:
+        if not self._forgets:
+            self.done.wait()
+
+
+class ThreadArray:
+    def __init__(self, host: np.ndarray, copy_takes: float) -> None:
+        self.host, self._copy_takes = host, copy_takes
+
+    def __getitem__(self, key: slice) -> ThreadArray:
+        return ThreadArray(self.host[key], self._copy_takes)
+
+    def set(self, source: np.ndarray, stream: ThreadStream) -> None:
+        stream.queue(lambda: (time.sleep(self._copy_takes), np.copyto(self.host, source)))
+
+
+def read_by_threads(reading_takes: float, copy_takes: float, forgets: str = "") -> bool:
+    """Whether every batch is read as it was put, by a feeder whose device reads and copies in so many seconds."""
+    source, order, read = np.arange(300.0).reshape(100, 3), np.random.default_rng(1).permutation(100), []
+    device, copies = ThreadStream(forgets == "the device"), ThreadStream(forgets == "the copy")
+    cuda = SimpleNamespace(
+        Stream=lambda non_blocking: copies,
+        Event=lambda disable_timing: ThreadEvent(forgets == "the host"),
+        get_current_stream=lambda: device,
+    )
+    cupy = SimpleNamespace(cuda=cuda, empty=lambda shape, dtype: ThreadArray(np.full(shape, np.nan), copy_takes))
+    feeder = PinnedFeeder(cupy, np.empty, source, 8)
+    batches = [order[start : start + 8] for start in range(0, 100, 8)]
+    to_come = iter(batches)
+    for rows in islice(to_come, feeder.AHEAD):
+        feeder.put(rows)
+    for _ in batches:
+        with feeder.batch() as X:
+            device.queue(lambda X=X: (time.sleep(reading_takes), read.append(X.host.copy())))
+        for rows in islice(to_come, 1):
+            feeder.put(rows)
+    feeder.drain()
+    device.synchronize()
+    for stream in (device, copies):
+        stream.end()
+    return np.array_equal(np.vstack(read), source[order])
+
+
+@pytest.mark.parametrize("takes", [(0.0, 0.0), (0.003, 0.0), (0.0, 0.003), (0.001, 0.001)], ids=str)
+def test_whatever_takes_long_every_batch_is_read_as_it_was_put(takes):
+    assert read_by_threads(*takes)
+
+
+@pytest.mark.parametrize(
+    ("forgets", "reading_takes", "copy_takes"),
+    [("the device", 0.0, 0.01), ("the copy", 0.01, 0.0), ("the host", 0.0, 0.01)],
+)
+def test_each_of_the_three_waits_is_needed(forgets, reading_takes, copy_takes):
+    assert not read_by_threads(reading_takes, copy_takes, forgets)
 
 
 @pytest.mark.skipif(find_spec("cupy") is None, reason="the extra kernelcheck is not installed")
