@@ -35,15 +35,17 @@ def place(
     room = free if limit is None else min(free, int(limit * GB))
     batch_size = min(batch_size, m)
 
-    def moves(X: Array, beside: int) -> bool:
-        return not backend.owns(X) and beside + X.nbytes <= min(room, free - SPARE)
+    def to_move(X: Array) -> int:
+        return 0 if backend.owns(X) else X.nbytes
 
-    needed = training_bytes(network, examples, m, batch_size, optimizer)
-    fed = not backend.owns(examples.X) and not moves(examples.X, needed)
-    if fed:
-        needed = training_bytes(network, examples, m, batch_size, optimizer, fed)
+    needed = training_bytes(network, examples, m, batch_size, optimizer) + to_move(examples.X)
+    fed = False
+    if to_move(examples.X) and needed > min(room, free - SPARE):
+        needed_fed = training_bytes(network, examples, m, batch_size, optimizer, fed=True)
+        fed = needed_fed < needed  # a large batch's buffers may take more than X
+        needed = min(needed, needed_fed)
     if needed > room:
-        fits = _largest_batch(network, examples, m, batch_size, optimizer, fed, room)
+        fits = _largest_batch(network, examples, m, batch_size, optimizer, bool(to_move(examples.X)), room)
         if fits:
             fix = f"the largest batch that fits is {fits}, not {batch_size}"
         else:
@@ -57,10 +59,9 @@ def place(
             f"X takes {examples.X.nbytes / GB:.3g} GB, more than {backend.name} has room for beside the training: "
             "it stays on the host, and its batches are copied while the device computes"
         )
-    elif moves(examples.X, needed):
-        needed += examples.X.nbytes
+    else:
         examples = examples.on(backend)
-    if validation is not None and moves(validation.X, needed):
+    if validation is not None and needed + to_move(validation.X) <= min(room, free - SPARE):
         validation = validation.on(backend)
     return examples, validation
 

@@ -218,6 +218,8 @@ class Network:
             rows = np.arange(examples.m)
         # about 16 MB of activations: products large enough for all cores, buffers that stay in a large cache
         batch_size = max(1, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes)))
+        if examples.m <= batch_size:
+            examples = examples.on(self.backend)  # of one batch there is nothing to bring in parts
         return Batches(self.backend, examples, rows, batch_size, lambda size: Forward(self, examples, size))
 
 

@@ -191,6 +191,17 @@ def test_where_not_even_a_batch_fits_it_is_refused_and_the_batch_that_fits_fits(
         network_of().fit(FLOATS, Y, memory_limit=1e-6)
 
 
+def test_a_batch_whose_buffers_take_more_than_the_data_is_not_fed(fed_rows):
+    """All of the bytes at once: their float copies are there in any case, and two buffers are more than they are."""
+    network = network_of()
+    examples = prepare(network, BYTES, Y, fitting=True)
+    limit = training_bytes(network, examples, 203, 203, dnn.SGD(0.1)) + BYTES.nbytes
+    network.fit(BYTES, Y, epochs=1, batch_size=203, optimizer=dnn.SGD(0.1), memory_limit=(1 + limit) / GB)
+    assert fed_rows == []
+    with pytest.raises(NotEnoughMemoryError, match="the largest batch that fits is"):
+        network_of().fit(BYTES, Y, batch_size=203, optimizer=dnn.SGD(0.1), memory_limit=(limit - 100) / GB)
+
+
 # ------------------------------------------------------------------------------------- what a batch costs
 
 
