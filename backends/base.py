@@ -123,9 +123,9 @@ class Backend(ABC):
     def synchronize(self) -> None:  # noqa: B027  (a backend that computes at once has nothing to wait for)
         """Wait until all work handed to the device is done."""
 
-    def stream(self) -> AbstractContextManager[object]:
+    def stream(self, threads: int | None = None) -> AbstractContextManager[object]:
         """The queue that one run's work goes to: it starts after all that was queued before it, and
-        what is queued after the block waits for it."""
+        what is queued after the block waits for it. On a CPU, the run's threads."""
         return nullcontext()
 
     def __repr__(self) -> str:

@@ -81,7 +81,7 @@ class CupyBackend(Backend):
         return PinnedFeeder(self.xp, empty_pinned, source, batch_size)
 
     @contextmanager
-    def stream(self) -> Iterator[object]:
+    def stream(self, threads: int | None = None) -> Iterator[object]:
         outside = self.xp.cuda.get_current_stream()
         self._stream.wait_event(outside.record())
         try:

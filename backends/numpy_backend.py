@@ -6,11 +6,21 @@ import math
 import os
 import platform
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.base import Array, Backend
+from backends.base import Array, Backend, log_once
+from backends.compiled.machine import gemm_address
+from backends.compiled.recording import recordable
+from backends.compiled.threads import Pool, number_of_threads
+
+if TYPE_CHECKING:
+    from backends.compiled.program import Program
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
@@ -28,6 +38,10 @@ class NumpyBackend(Backend):
     name = "numpy"
     xp = np
     kernels = {"gather": gather}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._run = threading.local()
+        self._compiles = find_spec("numba") is not None and gemm_address(np.float32) is not None
 
     @property
     def device(self) -> str:
@@ -52,6 +66,44 @@ class NumpyBackend(Backend):
         blas = dependencies["blas"]
         return {"NumPy": np.__version__, "BLAS": f"{blas['name']} {blas['version']}", "threads": _threads()}
 
+    def fused(self, function: Callable[..., None]) -> Callable[..., None]:
+        own, name = super().fused(function), function.__name__
+        if not self._compiles:
+            return own
+        # what is compiled does as the specification does: another version than ours may not
+        known = own in (function, NumpyBackend.kernels.get(name))
+        return recordable(name if known else f"{name} of backend {self.name}", own)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """The step as a compiled program, where Numba is there and knows all that the step does."""
+        if not self._compiles:
+            return step
+        from backends.compiled.program import NotCapturable, Program
+
+        try:
+            return _Compiled(self, Program(step, self.pool().threads))
+        except NotCapturable as cause:
+            log_once(f"this step runs uncompiled: {cause}")
+            return step
+
+    @contextmanager
+    def stream(self, threads: int | None = None) -> Iterator[object]:
+        """One run's threads: `threads`, else DNN_NUM_THREADS, else one a core."""
+        asked = threads is not None or "DNN_NUM_THREADS" in os.environ
+        number = number_of_threads(threads)
+        outside = getattr(self._run, "pool", None)
+        self._run.pool = pool = outside or Pool(number, limited=number if asked else None)
+        try:
+            yield pool
+        finally:
+            self._run.pool = outside
+            if outside is None:
+                pool.stop()
+
+    def pool(self) -> Pool:
+        """The threads of the run that this thread is in; outside of one, itself alone."""
+        return getattr(self._run, "pool", None) or Pool(1)
+
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic))
 
@@ -66,6 +118,22 @@ class NumpyBackend(Backend):
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return np.asarray(array)
+
+
+class _Compiled:
+    """A step as a program, on the threads of the run that it is called in."""
+
+    def __init__(self, backend: NumpyBackend, program: Program) -> None:
+        self._backend = backend
+        self._program = program
+        self._pool: Pool | None = None
+
+    def __call__(self) -> None:
+        pool = self._backend.pool()
+        if pool is not self._pool:
+            self._pool = pool
+            self._run, self._arguments, self._held = pool.bound(self._program)
+        self._run(*self._arguments)
 
 
 def _threads() -> str:

@@ -94,7 +94,7 @@ def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool) ->
     numbers = (0 if in_place else n_in) + sum(units) + max(units) + sum(units[:-1])  # X, A, scratch, dZ of hidden
     numbers += (2 if of_linear else 3) * K + 2 * losses  # P, Y, dZ, losses, hits
     numbers += 3 + (1 if of_softmax else 0)  # vectors of ones and weights; a column
-    whole = 4 * 8 if of_softmax else 0  # labels, starts, index, predicted
+    whole = 8 + (4 * 8 if of_softmax else 0)  # rows; labels, starts, index, predicted
     sides = 2 * K if network.output == "sigmoid" else 0
     unscaled = 0 if examples.scale is None else n_in
     row = 2 * losses + (K if of_softmax else 0)  # what is one to a unit

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends import Backend, get_backend
-from dnn.data import Examples, prepare
+from dnn.data import prepare
 from dnn.errors import check_number, check_whole
+from dnn.inference import Evaluation, outputs
 from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.optimizers import Adam, Optimizer, Update
-from dnn.outputs import OUTPUTS, Output
+from dnn.outputs import OUTPUTS
 from dnn.parameters import Parameters
-from dnn.step import ACTIVATIONS, Batches, Forward
+from dnn.step import ACTIVATIONS
 
 if TYPE_CHECKING:
     from dnn.training import History
@@ -110,6 +111,7 @@ class Network:
         shuffle: bool = True,
         verbose: bool | None = None,
         memory_limit: float | None = None,
+        threads: int | None = None,
     ) -> History:
         """Train; see `dnn.training.fit` for the settings and what they mean."""
         from dnn import training
@@ -126,11 +128,12 @@ class Network:
             shuffle=shuffle,
             verbose=verbose,
             memory_limit=memory_limit,
+            threads=threads,
         )
 
     def predict(self, X: Any) -> np.ndarray:
         """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K)."""
-        P = self._outputs(X)
+        P = outputs(self, X)
         if self.output == "softmax":
             return P.argmax(axis=1)
         if self.output == "sigmoid":
@@ -141,12 +144,13 @@ class Network:
         """Probabilities (m, classes): two columns for one sigmoid unit, one a label for several."""
         if self.output == "linear":
             raise ValueError("a linear output has no probabilities: use predict")
-        P = self._outputs(X)
+        P = outputs(self, X)
         return np.hstack([1 - P, P]) if P.shape[1] == 1 else P
 
     def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
         """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
-        return self._evaluate(prepare(self, X, Y))
+        with self.backend.stream():
+            return Evaluation(self, prepare(self, X, Y))()
 
     def save(self, path: str | PathLike[str], force: bool = False) -> None:
         """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""
@@ -187,45 +191,6 @@ class Network:
             f"{self.n_parameters:,} parameters, {self.dtype.name}, {megabytes:.2f} MB, backend {self.backend.name}"
         )
         return "\n".join(lines)
-
-    # ------------------------------------------------------------------------------------- inside
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def _outputs(self, X: Any) -> np.ndarray:
-        """P (m, K) on the host, in batches that bound the memory."""
-        examples = prepare(self, X)
-        P, start = np.empty((examples.m, self.layer_sizes[-1]), self.dtype), 0
-        for step in self._batches(examples):
-            step.predict()
-            P[start : start + step.batch_size] = self.backend.to_numpy(step.output.P)
-            start += step.batch_size
-        return P
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def _evaluate(self, examples: Examples, rows: np.ndarray | None = None) -> dict[str, float]:
-        """Loss and metric of these rows of prepared examples, or of all."""
-        m = examples.m if rows is None else len(rows)
-        totals = np.zeros(2)
-        for step in self._batches(examples, rows):
-            step.output.reset()
-            step.evaluate()
-            loss, correct = self.backend.to_numpy(step.output.totals)
-            totals += loss * step.batch_size, correct
-        return measures(OUTPUTS[self.output], totals[0] / m, totals[1], m, self.layer_sizes[-1])
-
-    def _batches(self, examples: Examples, rows: np.ndarray | None = None) -> Batches[Forward]:
-        if rows is None:
-            rows = np.arange(examples.m)
-        # about 16 MB of activations: products large enough for all cores, buffers that stay in a large cache
-        batch_size = max(1, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes)))
-        if examples.m <= batch_size:
-            examples = examples.on(self.backend)  # of one batch there is nothing to bring in parts
-        return Batches(self.backend, examples, rows, batch_size, lambda size: Forward(self, examples, size))
-
-
-def measures(output: type[Output], loss: float, correct: float, m: int, K: int) -> dict[str, float]:
-    """{"loss", metric}: of m examples, from their mean loss and their number of correct entries."""
-    return {"loss": float(loss), output.metric: float(output.metric_value(loss, correct, m, K))}
 
 
 def _dtype_name(dtype: Any) -> Any:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from dnn.batches import Batches
 from dnn.data import Examples, prepare
 from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
+from dnn.inference import Evaluation, measures
 from dnn.memory import place
-from dnn.network import Network, measures
+from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Optimizer
-from dnn.outputs import OUTPUTS
-from dnn.step import Batches, TrainStep
+from dnn.step import TrainStep
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -58,6 +59,7 @@ def fit(
     shuffle: bool,
     verbose: bool | None,
     memory_limit: float | None,
+    threads: int | None,
 ) -> History:
     """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
 
@@ -73,6 +75,7 @@ def fit(
     memory_limit      GB of the device's memory that may be used; None: what is free. An X that this does not hold too
                       stays on the host, and its batches are copied while the device computes. NotEnoughMemoryError,
                       before anything is trained, where it does not hold the training itself
+    threads           of the CPU; None: DNN_NUM_THREADS, else one a core. Any number gives the same run every time
 
     Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
     NonFiniteLossError ends a training that diverges.
@@ -80,10 +83,13 @@ def fit(
     _check_settings(epochs, batch_size, validation_data, validation_split)
     if memory_limit is not None:
         check_number("memory_limit", memory_limit)
+    if threads is not None:
+        check_whole("threads", threads)
     optimizer = _checked_optimizer(optimizer)
     started = time.perf_counter()
     backend = network.backend
-    with backend.stream(), np.errstate(over="ignore", invalid="ignore", divide="ignore"), _whole_steps() as interrupt:
+    silent = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with backend.stream(threads), silent, _whole_steps() as interrupt:
         with _undecided_if_refused(network):
             examples = prepare(network, X, Y, fitting=True)
             held_back, kept = _split(network, examples.m, validation_split)
@@ -98,14 +104,14 @@ def fit(
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
         run = _Epochs(network, examples, kept, batch_size, shuffle)
+        evaluate = None if validation is None else Evaluation(network, validation, held_back, capture=True)
         history = History()
         with _progress(epochs, len(run), verbose) as progress:
             for _ in range(epochs):
                 measured = run.epoch(interrupt, progress)
                 network.epochs += 1
-                if validation is not None:
-                    validated = network._evaluate(validation, held_back)
-                    measured |= {f"val_{name}": value for name, value in validated.items()}
+                if evaluate is not None:
+                    measured |= {f"val_{name}": value for name, value in evaluate().items()}
                 history.append(network.epochs, measured)
                 progress.epoch_done(network.epochs, measured)
                 interrupt.check()
@@ -140,19 +146,15 @@ class _Epochs:
         one_batch = batch_size >= m
         in_place = one_batch and rows is None and examples.scale is None and backend.owns(examples.X)
         self._shuffle = shuffle and not one_batch
-        batches = Batches(
+        self._batches = Batches(
             backend,
             examples,
             np.arange(m) if rows is None else rows,
             batch_size,
-            lambda size: TrainStep(network, update, examples, size, in_place),
+            bind=lambda size: TrainStep(network, update, examples, size, in_place),
+            work=lambda step: step,
+            capture=True,
         )
-        self._batches = batches
-        self._steps = batches.steps
-        self._runs = {step.batch_size: backend.capture(step) for step in self._steps}
-        if one_batch and not in_place:
-            next(iter(batches))
-        self._loaded: Iterable[TrainStep] = self._steps if one_batch else batches
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -161,10 +163,8 @@ class _Epochs:
         """One pass over the examples; loss and metric over it."""
         if self._shuffle:
             self._batches.reorder(self._permutation())
-        for step in self._steps:
-            step.output.reset()
-        for step in self._loaded:
-            self._runs[step.batch_size]()
+        self._batches.reset()
+        for _ in self._batches:
             interrupt.check()
             progress.step_done()
         return self._measure()
@@ -175,19 +175,14 @@ class _Epochs:
         return order if self._rows is None else self._rows[order]
 
     def _measure(self) -> dict[str, float]:
-        network, loss, correct = self._network, 0.0, 0.0
-        for step in self._steps:
-            loss_total, step_correct = network.backend.to_numpy(step.output.totals)
-            loss += float(loss_total) * step.batch_size
-            correct += float(step_correct)
-        loss /= self._m
+        network, (loss, correct) = self._network, self._batches.totals()
         if not math.isfinite(loss):
             assert network._update is not None
             raise NonFiniteLossError(
                 f"the loss is {loss} in epoch {network.epochs + 1}: training has diverged and the weights are lost: "
                 f"begin anew with a lower learning rate (now {network._update.learning_rate:g}) or a smaller X"
             )
-        return measures(OUTPUTS[network.output], loss, correct, self._m, network.layer_sizes[-1])
+        return measures(network, loss, correct, self._m)
 
 
 def _split(network: Network, m: int, split: float) -> tuple[np.ndarray | None, np.ndarray | None]:

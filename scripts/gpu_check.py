@@ -36,6 +36,7 @@ import numpy as np
 import dnn
 from backends import BackendUnavailableError, get_backend, use_backend
 from dnn import course
+from dnn.batches import Batches
 from dnn.data import prepare
 from dnn.files import write_whole
 from dnn.memory import GB, training_bytes
@@ -251,14 +252,15 @@ def weights_and_shuffles(backend: str) -> Figures:
 
 
 def rows_taken(backend: str) -> list[list[int]]:
+    """The order in which the device has the examples, epoch by epoch."""
     taken = []
-    load = TrainStep.load
+    reorder = Batches.reorder
 
-    def noting(step: TrainStep, rows: Any, *fed: Any) -> None:
-        taken.append(get_backend(backend).to_numpy(rows).tolist())
-        load(step, rows, *fed)
+    def noting(batches: Batches[Any], rows: np.ndarray) -> None:
+        reorder(batches, rows)
+        taken.append(get_backend(backend).to_numpy(batches._order).tolist())
 
-    with mock.patch.object(TrainStep, "load", noting):
+    with mock.patch.object(Batches, "reorder", noting):
         X = np.random.default_rng(0).standard_normal((1000, 4))
         network = dnn.Network([4, 3, 1], seed=7, backend=backend)
         network.fit(X, X[:, 0] > 0, epochs=3, batch_size=64, validation_split=0.1, verbose=False)

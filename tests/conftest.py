@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,20 @@ from backends import Backend, BackendUnavailableError, get_backend, use_backend
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(params=backends.registered())
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's steps run as they are written, operation by operation."""
+    monkeypatch.setattr(get_backend("numpy"), "_compiles", False)
+
+
+@pytest.fixture(params=[*backends.registered(), "numpy, uncompiled"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
+    if request.param == "numpy, uncompiled":
+        if find_spec("numba") is None:
+            pytest.skip("the extra fast is not installed: numpy is uncompiled")
+        request.getfixturevalue("uncompiled")
+        return get_backend("numpy")
     try:
         return get_backend(request.param)
     except BackendUnavailableError as error:

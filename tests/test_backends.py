@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -156,8 +157,11 @@ def test_a_backends_own_version_of_a_function_is_found_by_its_name(backend: Back
 
     def of_no_backend() -> None: ...
 
-    assert backend.fused(adam) is backend.kernels.get("adam", adam)
-    assert backend.fused(of_no_backend) is of_no_backend
+    def own(function):
+        return inspect.unwrap(backend.fused(function))  # a backend that records steps has it noted
+
+    assert own(adam) is backend.kernels.get("adam", adam)
+    assert own(of_no_backend) is of_no_backend
 
 
 def test_a_backend_describes_itself(backend: Backend):

@@ -34,6 +34,7 @@ class Wrong(NumpyBackend):
     name = "wrong"
 
     def __init__(self) -> None:
+        super().__init__()
         self.kernels = {**NumpyBackend.kernels, "adam": self._adam}
 
     @staticmethod

@@ -20,10 +20,12 @@ from standin import MAIN, Event, Stream, device
 import dnn
 from backends import Backend, base, get_backend
 from backends.cupy_backend import PinnedFeeder
+from dnn.batches import Batches
 from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
+from dnn.inference import Evaluation
 from dnn.memory import GB, training_bytes
-from dnn.step import Batches, TrainStep
+from dnn.step import TrainStep
 
 GENERATOR = np.random.default_rng(0)
 FLOATS = GENERATOR.standard_normal((203, 400)).astype(np.float32)
@@ -165,13 +167,13 @@ def test_the_devices_own_array_stays_there(fed_rows):
 
 def test_validation_data_is_moved_only_where_there_is_room_left_for_it(monkeypatch):
     seen = []
-    evaluate = dnn.Network._evaluate
+    bound = Evaluation.__init__
 
-    def noting(network, examples, rows=None):
+    def noting(evaluation, network, examples, *more, **settings):
         seen.append(network.backend.owns(examples.X))
-        return evaluate(network, examples, rows)
+        bound(evaluation, network, examples, *more, **settings)
 
-    monkeypatch.setattr(dnn.Network, "_evaluate", noting)
+    monkeypatch.setattr(Evaluation, "__init__", noting)
     roomy = trained(FLOATS, epochs=1, validation_data=(FLOATS, Y))
     network = network_of()
     examples = prepare(network, FLOATS, Y, fitting=True)
@@ -205,25 +207,33 @@ def test_a_batch_whose_buffers_take_more_than_the_data_is_not_fed(fed_rows):
 # ------------------------------------------------------------------------------------- what a batch costs
 
 
-def batches_of(X: np.ndarray, batch_size: int = 16) -> Batches[TrainStep]:
+def batches_of(X: np.ndarray, work=lambda step: step) -> Batches[TrainStep]:
     network = network_of()
     examples = prepare(network, X, Y, fitting=True)
     update = dnn.Adam(0.01).bind(network.parameters)
     bind = lambda size: TrainStep(network, update, examples, size)  # noqa: E731
-    return Batches(network.backend, examples, np.arange(203), batch_size, bind)
+    return Batches(network.backend, examples, np.arange(203), 16, bind, work)
 
 
 @pytest.mark.parametrize("X", [FLOATS, BYTES], ids=["floats", "bytes"])
 def test_a_batch_is_one_copy_and_the_step_waits_for_nothing(X, monkeypatch):
-    batches = batches_of(X)
-    for step in batches:
-        step()
-    monkeypatch.setattr(device, "counts", Counter())
     inside: Counter[str] = Counter()
-    for step in batches:
-        with device.capture() as counts:  # an allocation, a copy or a wait in here is an error
-            step()
-        inside += counts
+
+    def counted(step):
+        def work() -> None:
+            with device.capture() as counts:  # an allocation, a copy or a wait in here is an error
+                step()
+            inside.update(counts)
+
+        return work
+
+    batches = batches_of(X, counted)
+    for _ in batches:
+        pass
+    monkeypatch.setattr(device, "counts", Counter())
+    inside.clear()
+    for _ in batches:
+        pass
     outside = Counter(device.counts) - inside
     # one wait an epoch for all of the device, and of one buffer of the host's for the copy from it two batches before;
     # a batch's examples and its labels in four launches, and one more where bytes are scaled
@@ -233,10 +243,17 @@ def test_a_batch_is_one_copy_and_the_step_waits_for_nothing(X, monkeypatch):
 
 def test_a_batch_is_copied_while_the_one_before_it_is_computed_with():
     waiting = []
-    for step in batches_of(FLOATS):
-        step()
-        # copies are done as late as can be: those of the batches to come are queued while this one's step runs
-        waiting.append(sum(len(stream.copies) for stream in {s for s, _ in standin.last_copied.values()}))
+
+    def watched(step):
+        def work() -> None:
+            step()
+            # copies are done as late as can be: those of the batches to come are queued while this one's step runs
+            waiting.append(sum(len(stream.copies) for stream in {s for s, _ in standin.last_copied.values()}))
+
+        return work
+
+    for _ in batches_of(FLOATS, watched):
+        pass
     assert waiting == [1] * 12 + [0]
 
 

@@ -24,6 +24,8 @@ LAYERS = [
     {"dnn.functional", "dnn.parameters", "dnn.initializers"},
     {"dnn.optimizers", "dnn.outputs", "dnn.data"},
     {"dnn.step"},
+    {"dnn.batches"},
+    {"dnn.inference"},
     {"dnn.network"},
     {"dnn.memory"},
     {"dnn.training", "dnn.model_file", "dnn.course"},

@@ -104,7 +104,7 @@ def rows_seen(monkeypatch, **settings) -> list[list[int]]:
     return seen
 
 
-def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch):
+def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch, uncompiled):
     seen = rows_seen(monkeypatch, epochs=3, batch_size=4)
     assert [len(rows) for rows in seen] == [4, 4, 2] * 3
     orders = [[*seen[i], *seen[i + 1], *seen[i + 2]] for i in (0, 3, 6)]
@@ -116,15 +116,15 @@ def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch
         assert order == generator.permutation(10).tolist()
 
 
-def test_without_shuffle_the_order_is_the_datas(monkeypatch):
+def test_without_shuffle_the_order_is_the_datas(monkeypatch, uncompiled):
     assert rows_seen(monkeypatch, epochs=2, batch_size=4, shuffle=False) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
 
 
-def test_a_full_batch_is_not_shuffled(monkeypatch):
+def test_a_full_batch_is_not_shuffled(monkeypatch, uncompiled):
     assert rows_seen(monkeypatch, epochs=2, batch_size=64) == [list(range(10))] * 2
 
 
-def test_validation_split_holds_back_the_same_examples_every_time(monkeypatch):
+def test_validation_split_holds_back_the_same_examples_every_time(monkeypatch, uncompiled):
     seen = rows_seen(monkeypatch, epochs=2, batch_size=8, validation_split=0.25)
     assert [len(rows) for rows in seen] == [7, 7]
     assert sorted(seen[0]) == sorted(seen[1])
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_says_what_to_do():
 # ------------------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch):
+def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch, uncompiled):
     """SIGINT in the middle of step 5, between two updates of theta: the step is finished, then KeyboardInterrupt."""
     expected = network_of()
     original, done = TrainStep.gradients, []
@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch):
     network.fit(X, Y, epochs=1)  # it goes on
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch):
+def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch, uncompiled):
     reached = []
 
     def interrupted_twice(step: TrainStep) -> None:
@@ -254,7 +254,7 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     backend, log = get_backend("standin"), []
 
     @contextmanager
-    def stream():
+    def stream(threads):
         log.append("enter")
         yield
         log.append("leave")
@@ -267,7 +267,7 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
-def test_a_handler_of_the_users_own_is_left_alone(monkeypatch):
+def test_a_handler_of_the_users_own_is_left_alone(monkeypatch, uncompiled):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:

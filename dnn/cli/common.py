@@ -17,8 +17,19 @@ from dnn.network import Network
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="numpy, cupy or auto (default: DNN_BACKEND, else numpy)")
+    parser.add_argument(
+        "--threads", metavar="N", type=_number_of_threads, help="of the CPU (DNN_NUM_THREADS, else all)"
+    )
     parser.add_argument("--quiet", action="store_true", help="only errors on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _number_of_threads(text: str) -> int:
+    """It holds for all that the command does, and is passed on as the environment variable is."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    os.environ["DNN_NUM_THREADS"] = text
+    return int(text)
 
 
 def add_names(parser: argparse.ArgumentParser, labels: bool = True) -> None:

@@ -109,6 +109,7 @@ def run(given: argparse.Namespace) -> None:
             shuffle=given.shuffle,
             verbose=not given.quiet,
             memory_limit=given.memory_limit,
+            threads=given.threads,
         )
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:

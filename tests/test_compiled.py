@@ -1,0 +1,326 @@
+"""NumPy's steps as compiled programs: the operations, their order, the threads, and what is left behind."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import tracemalloc
+from itertools import product
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="the extra fast is not installed")
+
+from test_kernels import CASES, arguments_of, assert_same, call, specified
+from threadpoolctl import threadpool_info
+
+import dnn
+from backends import base, get_backend
+from backends.compiled import kernels, program, threads
+from backends.compiled.program import OPERATIONS, NotCapturable, Program
+from backends.compiled.recording import recordable
+from backends.compiled.threads import Pool
+from dnn import functional
+from dnn.data import prepare
+from dnn.step import TrainStep
+
+GENERATOR = np.random.default_rng(4)
+EVERY = [(name, case) for name in OPERATIONS for case in range(len(CASES[name]))]
+
+
+@pytest.fixture
+def every_thread(monkeypatch):
+    """No work is too little to be shared."""
+    monkeypatch.setattr(threads, "WORTH", 1)
+
+
+def test_every_operation_has_a_specification_and_a_case():
+    assert all(callable(getattr(functional, name)) and CASES[name] for name in OPERATIONS)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "case"), EVERY, ids=[f"{name}-{case}" for name, case in EVERY])
+def test_an_operation_does_what_its_specification_does(name, case, dtype, every_thread):
+    results = arguments_of(name, case, dtype)
+    function = recordable(name, getattr(functional, name))
+    recorded = Program(lambda: call(function, np, results), 1)
+    pool = Pool(2)
+    try:
+        run, arguments, _held = pool.bound(recorded)
+        run(*arguments)
+    finally:
+        pool.stop()
+    assert_same(results, specified(name, case, dtype), dtype)
+
+
+def test_exp_is_numpys_but_for_the_last_bits():
+    x = np.concatenate([np.linspace(-90, 90, 200_001), [0, -0.0, 1e-30, 88.7, 88.73, -87.3, np.inf, -np.inf, np.nan]])
+    x = x.astype(np.float32)
+    ours = np.array([kernels._exp32(each) for each in x], np.float32)
+    with np.errstate(over="ignore"):
+        expected = np.exp(x)
+    expected[expected < np.finfo(np.float32).tiny] = 0
+    ordinary = np.isfinite(expected) & (expected > 2e-38)
+    np.testing.assert_allclose(ours[ordinary], expected[ordinary], rtol=2.5e-7)
+    np.testing.assert_array_equal(ours[~np.isfinite(expected)], expected[~np.isfinite(expected)])
+    assert (ours[x < -87.4] == 0).all()
+
+
+# --------------------------------------------------------------------------------------- whole trainings
+
+X = GENERATOR.standard_normal((70, 6))
+OUTPUTS = {"sigmoid": 1, "softmax": 3, "linear": 2}
+OPTIMIZERS = [dnn.SGD(0.1), dnn.Momentum(0.05), dnn.Adam(0.01)]
+
+
+def targets(output: str) -> np.ndarray:
+    if output == "linear":
+        return np.stack([X.sum(axis=1), X[:, 0] * X[:, 1]], axis=1)
+    return (np.abs(X[:, :3]).argmax(axis=1)) if output == "softmax" else (X[:, 0] > 0).astype(int)
+
+
+def trained(output: str, optimizer, dtype: str = "float64", of_bytes: bool = False, **settings):
+    network = dnn.Network([6, 17, 9, OUTPUTS[output]], output=output, dtype=dtype, seed=2)
+    data = (X * 40 + 128).clip(0, 255).astype(np.uint8) if of_bytes else X
+    settings = {"epochs": 3, "batch_size": 32, "validation_split": 0.1} | settings
+    history = network.fit(data, targets(output), optimizer=optimizer, **settings)
+    return network.parameters.flat.copy(), history.history
+
+
+@pytest.mark.parametrize("few_rows", [0, 1000], ids=["by rows", "by units"])
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_compiled_training_is_the_uncompiled_one(output, optimizer, number, few_rows, every_thread, monkeypatch):
+    monkeypatch.setattr(program, "FEW_ROWS", few_rows)
+    weights, history = trained(output, optimizer, threads=number)
+    monkeypatch.setattr(get_backend("numpy"), "_compiles", False)
+    expected_weights, expected_history = trained(output, optimizer)
+    np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=1e-12)
+    for name, values in expected_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("of_bytes", [False, True], ids=["floats", "bytes"])
+@pytest.mark.parametrize("batch_size", [32, 70], ids=["batches", "full batch"])
+def test_in_float32_too(batch_size, of_bytes, every_thread, monkeypatch):
+    settings = {"batch_size": batch_size, "of_bytes": of_bytes, "dtype": "float32"}
+    weights, _ = trained("softmax", dnn.SGD(0.1), **settings)
+    monkeypatch.setattr(get_backend("numpy"), "_compiles", False)
+    np.testing.assert_allclose(weights, trained("softmax", dnn.SGD(0.1), **settings)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2, None])
+def test_a_training_comes_out_the_same_to_the_bit_every_time(number, every_thread):
+    first, second = (trained("softmax", dnn.Adam(0.01), "float32", threads=number)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_courses_model_runs_compiled_in_place_on_the_transposed_data():
+    from dnn import course
+
+    expected = [0.6931477726958, 0.6931475896183, 0.6931474084246]
+    data = np.asfortranarray(X.T)  # one example a column; not copied
+    _, costs = course.two_layer_model(data, (X[:, :1] > 0).T.astype(float), (6, 4, 1), 0.0075, 201)
+    np.testing.assert_allclose(costs[:1], expected[:1], atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------- order and barriers
+
+
+def bound_step(sizes=(6, 40, 33, 3), m: int = 64) -> tuple[dnn.Network, TrainStep]:
+    network = dnn.Network(list(sizes), output="softmax", seed=3)
+    data = GENERATOR.standard_normal((m, sizes[0])).astype(np.float32)
+    examples = prepare(network, data, GENERATOR.integers(0, sizes[-1], m), fitting=True)
+    step = TrainStep(network, dnn.Adam(0.01).bind(network.parameters), examples, m)
+    step.rows[...] = GENERATOR.permutation(m)
+    return network, step
+
+
+def segments(recorded: Program) -> list[slice]:
+    """The parts of the table between barriers."""
+    ends = np.flatnonzero(recorded.table[:, kernels.KIND] == kernels.BARRIER)
+    return [slice(start, end) for start, end in zip([0, *(ends[:-1] + 1)], ends, strict=True)]
+
+
+def run_in_order(recorded: Program, parts: list[slice], number: int, backwards: bool) -> None:
+    """Every part by all threads, one after the other: what no order may change."""
+    one, bounds = np.ones(1, recorded.dtype), recorded.bounds(number)
+    for part in parts:
+        table = np.ascontiguousarray(recorded.table[part])
+        message = np.zeros(kernels.GO, np.int64)
+        message[kernels.OPS], message[kernels.COUNT] = table.ctypes.data, len(table)
+        message[kernels.BOUNDS], message[kernels.THREADS] = bounds.ctypes.data, number
+        message[kernels.GEMM] = threads.gemm_address(recorded.dtype)
+        for thread in sorted(range(number), reverse=backwards):
+            kernels._run(one, message, 0, thread)
+
+
+@pytest.mark.parametrize("few_rows", [0, 1000], ids=["by rows", "by units"])
+def test_between_barriers_the_order_of_the_threads_changes_nothing(few_rows, monkeypatch):
+    monkeypatch.setattr(program, "FEW_ROWS", few_rows)
+    results = []
+    for backwards, number in product((False, True), (1, 3, 4)):
+        monkeypatch.setattr("test_compiled.GENERATOR", np.random.default_rng(4))
+        network, step = bound_step()
+        recorded = Program(step.on_rows(step), number)
+        for _ in range(3):
+            run_in_order(recorded, segments(recorded), number, backwards)
+        results.append(network.parameters.flat.copy())
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], atol=1e-5)
+
+
+def test_a_missing_barrier_would_be_seen(monkeypatch):
+    results = []
+    for backwards in (False, True):
+        monkeypatch.setattr("test_compiled.GENERATOR", np.random.default_rng(4))
+        network, step = bound_step()
+        recorded = Program(step.on_rows(step), 3)
+        first, second = segments(recorded)
+        table = recorded.table[first.start : second.stop]
+        recorded.table = table[table[:, kernels.KIND] != kernels.BARRIER]
+        run_in_order(recorded, [slice(0, len(recorded.table))], 3, backwards)
+        results.append(network.parameters.flat.copy())
+    assert not np.allclose(results[0], results[1], atol=1e-5)
+
+
+def test_a_step_by_rows_has_two_barriers():
+    _, step = bound_step(m=128)
+    recorded = Program(step.on_rows(step), 2)
+    assert (recorded.table[:, kernels.KIND] == kernels.BARRIER).sum() == 2
+
+
+def test_the_parts_of_theta_are_all_of_it_and_about_equal():
+    _, step = bound_step((300, 200, 100, 10))
+    recorded = Program(step, 4)
+    for number in (1, 2, 3, 7):
+        bounds = recorded.bounds(number)
+        assert bounds[0] == 0 and bounds[-1] == step._update.parameters.flat.size
+        assert (np.diff(bounds) > 0.7 * bounds[-1] / number).all()
+
+
+def test_what_cannot_be_moved_is_not_compiled():
+    _, step = bound_step()
+    backward = step.gradients
+
+    def twice() -> None:
+        # the second overwrites what the gradients of the first still need
+        step.evaluate()
+        backward()
+        step.evaluate()
+        backward()
+        step._update()
+
+    with pytest.raises(NotCapturable, match="an order that cannot be changed"):
+        Program(twice, 2)
+
+
+# ------------------------------------------------------------------------------------------- around it
+
+
+def test_a_step_with_what_is_not_compiled_runs_as_it_is_and_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(base, "_told", set())
+    network = dnn.Network([6, 4, 3], activation="tanh", output="softmax")
+    with caplog.at_level(logging.WARNING, "backends"):
+        for _ in range(2):
+            network.fit(X, targets("softmax"), epochs=1)
+    assert [record.message for record in caplog.records] == [
+        "this step runs uncompiled: linear_tanh has no compiled version"
+    ]
+
+
+def test_a_compiler_that_fails_costs_speed_not_the_training(caplog, monkeypatch):
+    monkeypatch.setattr(base, "_told", set())
+
+    def broken(dtype) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kernels, "compile_for", broken)
+    with caplog.at_level(logging.WARNING, "backends"):
+        trained("softmax", dnn.Adam(0.01))
+    assert "it cannot be compiled: [Errno 28] No space left on device" in caplog.records[0].message
+
+
+def test_a_backends_own_version_of_a_function_is_not_replaced():
+    from backends.numpy_backend import NumpyBackend
+
+    class Own(NumpyBackend):
+        kernels = {"sgd": lambda xp, theta, grad, learning_rate, *, scratch: None}  # noqa: RUF012
+
+    own = Own()
+    sgd = own.fused(functional.sgd)
+    theta = np.ones(3)
+    step = lambda: sgd(np, theta, theta, np.ones(1), scratch=theta)  # noqa: E731
+    assert own.capture(step) is step
+
+
+def test_a_fit_leaves_no_thread_and_the_blas_as_it_was(every_thread):
+    def blas() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before, running = blas(), threading.active_count()
+    trained("softmax", dnn.Adam(0.01), threads=3)
+    with pytest.raises(KeyboardInterrupt), get_backend("numpy").stream(2):
+        raise KeyboardInterrupt
+    assert blas() == before and threading.active_count() == running
+
+
+def test_fits_in_several_threads_do_not_disturb_each_other(every_thread):
+    expected, _ = trained("softmax", dnn.Adam(0.01), threads=2)
+    results: list[np.ndarray] = []
+    fits = [
+        threading.Thread(target=lambda: results.append(trained("softmax", dnn.Adam(0.01), threads=2)[0]))
+        for _ in range(3)
+    ]
+    for fit in fits:
+        fit.start()
+    for fit in fits:
+        fit.join()
+    assert len(results) == 3
+    for weights in results:
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_a_program_outside_a_run_has_one_thread():
+    network, step = bound_step()
+    run = network.backend.capture(step.on_rows(step))
+    before = network.parameters.flat.copy()
+    running = threading.active_count()
+    run()
+    assert threading.active_count() == running and not np.array_equal(network.parameters.flat, before)
+
+
+def test_a_compiled_step_allocates_nothing():
+    network, step = bound_step((784, 256, 128, 10), 128)
+    run = network.backend.capture(step.on_rows(step))
+    with network.backend.stream():
+        run()
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for _ in range(3):
+                run()
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak - held < 1024
+
+
+@pytest.mark.parametrize(("given", "complaint"), [(0, "at least 1, got 0"), ("two", "a whole number, got 'two'")])
+def test_threads_that_are_no_number_are_refused(given, complaint):
+    with pytest.raises((ValueError, TypeError), match=f"threads must be {complaint}"):
+        trained("softmax", dnn.Adam(0.01), threads=given)
+
+
+def test_the_environment_says_how_many_threads(monkeypatch):
+    monkeypatch.setenv("DNN_NUM_THREADS", "3")
+    with get_backend("numpy").stream() as pool:
+        assert pool.threads == 3
+    with get_backend("numpy").stream(2) as pool:
+        assert pool.threads == 2
+    monkeypatch.setenv("DNN_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="DNN_NUM_THREADS must be a whole number from 1 on, got 'many'"):
+        trained("softmax", dnn.Adam(0.01))
