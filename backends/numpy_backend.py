@@ -22,6 +22,8 @@ def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scrat
     source.take(rows, axis=0, out=scratch, mode="clip")
     if scale is not None:
         np.multiply(scratch, scale, out=out)
+    elif scratch is not out:
+        out[...] = scratch
 
 
 class NumpyBackend(Backend):

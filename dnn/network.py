@@ -16,6 +16,7 @@ from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.optimizers import Adam, Optimizer, Update
 from dnn.outputs import OUTPUTS, Output
 from dnn.parameters import Parameters
+from dnn.precision import Mixed
 from dnn.step import ACTIVATIONS, Forward
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Network:
         for layer, W in enumerate(initial_weights(initializer, self.layer_sizes, self.seed), start=1):
             self.parameters[f"W{layer}"] = W
         self._update: Update | None = None
+        self._mixed: Mixed | None = None
 
     @staticmethod
     def check(
@@ -110,6 +112,7 @@ class Network:
         shuffle: bool = True,
         verbose: bool | None = None,
         memory_limit: float | None = None,
+        precision: str | None = None,
     ) -> History:
         """Train; see `dnn.training.fit` for the settings and what they mean."""
         from dnn import training
@@ -126,6 +129,7 @@ class Network:
             shuffle=shuffle,
             verbose=verbose,
             memory_limit=memory_limit,
+            precision=precision,
         )
 
     def predict(self, X: Any) -> np.ndarray:

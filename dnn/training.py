@@ -22,7 +22,8 @@ from dnn.memory import check_memory
 from dnn.network import Network, measures
 from dnn.optimizers import OPTIMIZERS, Optimizer
 from dnn.outputs import OUTPUTS
-from dnn.step import TrainStep
+from dnn.precision import check_precision, mixed
+from dnn.step import MixedStep, TrainStep
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -59,6 +60,7 @@ def fit(
     shuffle: bool,
     verbose: bool | None,
     memory_limit: float | None,
+    precision: str | None,
 ) -> History:
     """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
 
@@ -73,6 +75,9 @@ def fit(
                       last epoch and at most one every 10 s; False: silent
     memory_limit      GB of the device's memory that may be used; None: what is free. NotEnoughMemoryError, before
                       anything is trained, where it does not hold the training
+    precision         what a step computes in: None, the network's dtype; of a float32 network, where the backend has
+                      them, tf32, float16, bfloat16. See `dnn.precision`. A second fit in the same one goes on with its
+                      loss scale
 
     Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
     NonFiniteLossError ends a training that diverges.
@@ -81,6 +86,7 @@ def fit(
     if memory_limit is not None:
         check_number("memory_limit", memory_limit)
     optimizer = _checked_optimizer(optimizer)
+    precision = check_precision(network, precision)
     started = time.perf_counter()
     backend = network.backend
     with backend.stream(), np.errstate(over="ignore", invalid="ignore", divide="ignore"), _whole_steps() as interrupt:
@@ -90,11 +96,12 @@ def fit(
                 network, examples, validation_data, validation_split
             )
             m = examples.m if training_rows is None else len(training_rows)
-            check_memory(network, examples, m, batch_size, optimizer, memory_limit)
+            check_memory(network, examples, m, batch_size, optimizer, precision, memory_limit)
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
-        run = _Epochs(network, examples, training_rows, batch_size, shuffle)
+        network._mixed = mixed(precision, network.parameters, network._mixed)
+        run = _Epochs(network, examples, training_rows, batch_size, shuffle, precision)
         history = History()
         with _progress(epochs, len(run.batches), verbose) as progress:
             for _ in range(epochs):
@@ -126,9 +133,15 @@ class _Epochs:
     """The epochs of one fit: a bound step for the full batches and one for the smaller last, and their order."""
 
     def __init__(
-        self, network: Network, examples: Examples, rows: np.ndarray | None, batch_size: int, shuffle: bool
+        self,
+        network: Network,
+        examples: Examples,
+        rows: np.ndarray | None,
+        batch_size: int,
+        shuffle: bool,
+        precision: str | None,
     ) -> None:
-        backend, update = network.backend, network._update
+        backend, update, mixed = network.backend, network._update, network._mixed
         assert update is not None
         self._network = network
         self._rows = rows
@@ -136,11 +149,17 @@ class _Epochs:
         batch_size = min(batch_size, m)
         # one batch has no order, and is loaded once; not even that where X can be used as it is
         self._one_batch = batch_size == m
-        in_place = self._one_batch and rows is None and examples.scale is None
+        in_place = self._one_batch and rows is None and examples.scale is None and mixed is None
         self._shuffle = shuffle and not self._one_batch
         # a copy: shuffling writes into it
         self._order = backend.asarray(np.arange(m) if rows is None else rows.copy())
-        step = TrainStep(network, update, examples, batch_size, in_place)
+
+        def bound(m: int) -> TrainStep:
+            if mixed is not None:
+                return MixedStep(network, update, examples, m, mixed)
+            return TrainStep(network, update, examples, m, in_place, precision)
+
+        step = bound(batch_size)
         if self._one_batch and not in_place:
             step.load(self._order)
         self._steps = [step]
@@ -148,7 +167,7 @@ class _Epochs:
         self.batches: list[tuple[TrainStep, Callable[[], None], Array]] = []
         for start in range(0, m, batch_size):
             if m - start < batch_size:
-                step = TrainStep(network, update, examples, m - start)
+                step = bound(m - start)
                 run = backend.capture(step)
                 self._steps.append(step)
             self.batches.append((step, run, self._order[start : start + batch_size]))

@@ -10,15 +10,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import standin
 
 from backends.kernels import Elementwise
 from backends.kernels.compiler import FOLDER
 
-C_TYPES = {"float32": "float", "float64": "double", "int64": "long long", "uint8": "unsigned char"}
+C_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int64": "long long",
+    "uint8": "unsigned char",
+}
+
+# as CuPy's float16 and bfloat16: made of a float, rounded to the nearest, and a float wherever one computes with it
+SIXTEEN_BITS = """
+#include <cmath>
+#include <cstring>
+using namespace std;
+template <typename Bits> struct Number {
+    Bits bits;
+    Number() = default;
+    Number(float value) : bits(value) {}
+    template <typename T> explicit Number(T value) : bits(float(value)) {}
+    operator float() const { return bits; }
+};
+struct BrainBits {
+    unsigned short high;
+    BrainBits(float value) {
+        unsigned word;
+        memcpy(&word, &value, 4);
+        high = value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        unsigned word = unsigned(high) << 16;
+        float value;
+        memcpy(&value, &word, 4);
+        return value;
+    }
+};
+typedef Number<_Float16> float16;
+typedef Number<BrainBits> bfloat16;
+"""
 
 ELEMENTWISE = """
-#include <cmath>
-using namespace std;
+{sixteen_bits}
 extern "C" void run(long long size, void **given) {{
     {bindings}
     for (long long i = 0; i < size; ++i) {{
@@ -65,7 +102,7 @@ class Gpp:
         self._folder = folder
 
     def dot(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        np.dot(a, b, out=out)
+        out[...] = standin.product(a, b)
 
     def elementwise(self, kernel: Elementwise) -> Callable[..., None]:
         parameters = [part.split() for part in f"{kernel.inputs}, {kernel.outputs}".split(",")]
@@ -95,7 +132,10 @@ class Gpp:
             bindings += [f"typedef {c_type} {variable};" for variable, c_type in types.items()]
             assert size is not None
             source = ELEMENTWISE.format(
-                bindings=" ".join(bindings), elements=" ".join(elements), operation=kernel.operation
+                sixteen_bits=SIXTEEN_BITS,
+                bindings=" ".join(bindings),
+                elements=" ".join(elements),
+                operation=kernel.operation,
             )
             self._library(source).run(ctypes.c_longlong(size), _pointers(arguments))
 
