@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import inspect
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import standin
 from gpp import Gpp
 from ml_dtypes import bfloat16
 
-import backends
 import dnn
 from backends import Backend
 from backends.kernels import FACTORIES, Elementwise
@@ -28,14 +26,6 @@ from dnn.step import TrainStep
 
 UNTOUCHED = {"scratch", "index", "column", "predicted", "actual", "row", "extreme", "is_finite", "exponent"}
 """What a kernel need not fill."""
-
-needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def gpp(tmp_path_factory: pytest.TempPathFactory) -> Gpp:
-    return Gpp(tmp_path_factory.mktemp("kernels"))
-
 
 # --------------------------------------------------------------------- cases: the arguments of a call
 # For a dtype of 16 bits what stays in float32 then is of the `master`.
@@ -325,7 +315,6 @@ EVERY_DTYPE = [
 ]
 
 
-@needs_gpp
 @pytest.mark.parametrize(
     ("name", "case", "dtype"), EVERY_DTYPE, ids=[f"{name}-{case}-{dtype.__name__}" for name, case, dtype in EVERY_DTYPE]
 )
@@ -367,7 +356,6 @@ def test_arguments_for_cublas_give_the_product(rows, k, columns, layout_of_a, tr
     np.testing.assert_allclose(out, np.dot(a, b), atol=1e-14)
 
 
-@needs_gpp
 def test_the_updates_are_the_specifications_to_the_bit(gpp: Gpp):
     for name in ("sgd", "momentum", "adam"):
         results = arguments_of(name, 0, np.float64)
@@ -375,7 +363,6 @@ def test_the_updates_are_the_specifications_to_the_bit(gpp: Gpp):
         np.testing.assert_array_equal(results["theta"], specified(name, 0, np.float64)["theta"])
 
 
-@needs_gpp
 @pytest.mark.parametrize("name", ["relu_backward", "tanh_backward", "sigmoid_backward", "sigmoid"])
 def test_a_kernel_may_write_over_its_input_where_the_specification_may(name, gpp: Gpp):
     results, expected = arguments_of(name, 0, np.float64), specified(name, 0, np.float64)
@@ -410,51 +397,6 @@ def check_own_function(name: str, case: int, dtype: Any, backend: Backend) -> No
 # ------------------------------------------------------------------------------- in a whole training
 
 
-@pytest.fixture
-def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stand-in device with the fused kernels, run by g++; each counts as one launch."""
-
-    class OnDevice:
-        dot = staticmethod(standin.StandinBackend.xp.dot)
-
-        def elementwise(self, kernel: Elementwise) -> Any:
-            return self._counted(gpp.elementwise(kernel))
-
-        def cuda(self, file: str, function: str) -> Any:
-            run = gpp.cuda(file, function)
-            return self._counted(lambda dtype, blocks, threads, given: run(dtype, blocks, threads, map(_host, given)))
-
-        def _counted(self, run: Any) -> Any:
-            def launch(*arguments: Any, **settings: Any) -> None:
-                standin.device.count("launches")
-                run(*map(_host, arguments), **settings)
-
-            return launch
-
-    class FusedStandin(standin.StandinBackend):
-        name = "fused standin"
-        kernels = {name: factory(OnDevice()) for name, factory in FACTORIES.items()}  # noqa: RUF012
-
-        def capture(self, step: Any) -> Any:
-            """Every run as if it were recorded: an allocation or a wait in it is an error."""
-
-            def recorded() -> None:
-                with standin.device.capture():
-                    step()
-
-            return recorded
-
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
-    backends.register("fused standin", FusedStandin)
-    return "fused standin"
-
-
-def _host(argument: Any) -> Any:
-    return argument.host if isinstance(argument, standin.DeviceArray) else argument
-
-
-@needs_gpp
 @pytest.mark.parametrize(
     ("output", "units", "optimizer"),
     [("sigmoid", 1, dnn.SGD(0.1)), ("softmax", 3, dnn.Adam(0.01)), ("linear", 2, dnn.Momentum(0.1))],
@@ -475,7 +417,6 @@ def test_a_training_on_fused_kernels_is_that_on_numpy(output, units, optimizer, 
     assert own_history == {name: pytest.approx(values, abs=1e-12) for name, values in history.items()}
 
 
-@needs_gpp
 @pytest.mark.parametrize(("optimizer", "updates"), [(dnn.SGD(0.1), 1), (dnn.Momentum(0.1), 1), (dnn.Adam(0.01), 2)])
 def test_a_fused_step_is_seven_launches_an_update_and_its_products(optimizer, updates, fused_standin):
     network = dnn.Network([20, 64, 32, 10], output="softmax", backend=fused_standin)
