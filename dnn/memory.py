@@ -46,14 +46,15 @@ def training_bytes(
     network: Network, examples: Examples, m: int, batch_size: int, optimizer: Optimizer, precision: str | None = None
 ) -> int:
     """Bytes that a fit allocates on the device, beyond the examples and the weights that are there already."""
-    total = 2 * 8 * m  # the order of the examples, and the one it is replaced by
+    dtype = network.backend.precisions[precision] if precision else network.dtype
+    in_place = batch_size == m == examples.m and examples.scale is None and dtype == network.dtype
+    # the order of the examples, and the one it is replaced by
+    total = 8 * m * (1 if batch_size == m and not in_place else 2)
     if network._update is None or not optimizer.continues(network._update.optimizer):
         # gradients and scratch, and what this optimizer keeps
         total += (2 + len(optimizer.update.state_names)) * network.parameters.flat.nbytes
-    dtype = network.backend.precisions[precision] if precision else network.dtype
     if dtype != network.dtype and (network._mixed is None or network._mixed.precision != precision):
         total += 2 * network.parameters.flat.size * dtype.itemsize  # the weights' copy and its gradients
-    in_place = batch_size == m == examples.m and examples.scale is None and dtype == network.dtype
     total += _step_bytes(network, examples, batch_size, in_place, dtype)
     if m % batch_size:
         total += _step_bytes(network, examples, m % batch_size, False, dtype)

@@ -26,18 +26,24 @@ def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
 @pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 70), ("softmax", 50), ("linear", 300)])
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Adam(0.01)], ids=str)
 @pytest.mark.parametrize("batch_size", [64, 1000])
-def test_the_estimate_is_what_the_device_allocates(batch_size, optimizer, output, units, of_bytes):
+@pytest.mark.parametrize("precision", [None, "tf32", "float16", "bfloat16"])
+def test_the_estimate_is_what_the_device_allocates(precision, batch_size, optimizer, output, units, of_bytes):
     X, Y = problem(output, units, of_bytes)
     network = dnn.Network([300, 200, 100, units], output=output, backend="standin")
     examples = prepare(network, X, Y, fitting=True)
-    expected = training_bytes(network, examples, 1000, batch_size, optimizer)
+    expected = training_bytes(network, examples, 1000, batch_size, optimizer, precision)
     before = device.allocated
     prepare(network, X, Y)
     of_the_examples = device.allocated - before
     before = device.allocated
-    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer)
+    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer, precision=precision)
     taken = device.allocated - before - of_the_examples
     assert taken == pytest.approx(expected, rel=0.002)
+    # what is there already is not taken again
+    expected = training_bytes(network, examples, 1000, batch_size, optimizer, precision)
+    before = device.allocated
+    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer, precision=precision)
+    assert device.allocated - before - of_the_examples == pytest.approx(expected, rel=0.003)
 
 
 def test_what_does_not_fit_is_refused_before_the_training_and_the_batch_that_fits_fits():
