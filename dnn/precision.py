@@ -119,8 +119,8 @@ class Scaled(Mixed):
         )
 
 
-def mixed(precision: str | None, parameters: Parameters, before: Mixed | None = None) -> Mixed | None:
-    """What a step in this precision works on; `before` where that is it. None in float32, tf32 among it."""
+def working_copies(precision: str | None, parameters: Parameters, before: Mixed | None = None) -> Mixed | None:
+    """What a step in this precision works on: `before` where that is it. None where it needs no copies."""
     if precision is None or parameters.backend.precisions[precision] == parameters.dtype:
         return None
     if before is not None and before.precision == precision:

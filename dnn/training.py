@@ -22,7 +22,7 @@ from dnn.memory import check_memory
 from dnn.network import Network, measures
 from dnn.optimizers import OPTIMIZERS, Optimizer
 from dnn.outputs import OUTPUTS
-from dnn.precision import check_precision, mixed
+from dnn.precision import check_precision, working_copies
 from dnn.step import MixedStep, TrainStep
 
 LINE_EVERY = 10.0
@@ -100,7 +100,7 @@ def fit(
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
-        network._mixed = mixed(precision, network.parameters, network._mixed)
+        network._mixed = working_copies(precision, network.parameters, network._mixed)
         run = _Epochs(network, examples, training_rows, batch_size, shuffle, precision)
         history = History()
         with _progress(epochs, len(run.batches), verbose) as progress:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def parity(backend: str) -> dict[str, Any]:
     data = next((place for place in (ROOT.parent / "shared/data", ROOT / "shared/data") if place.is_dir()), None)
     if data is None:
         return figures | {"published costs": "the assignment's data is not here"}
+    figures["MNIST's accuracy"] = mnist_accuracy(backend, data)
     figures["published costs differ by"] = costs = published_costs(backend, data)
     figures["ok"] = figures["ok"] and costs <= 1e-9
     return figures
@@ -171,6 +173,23 @@ def published_costs(backend: str, data: Path) -> float:
         X = X.reshape(X.shape[0], -1).T / 255.0
         _, costs = course.L_layer_model(X, Y, [12288, 20, 7, 5, 1], num_iterations=2500)
     return max(abs(cost - float(value)) for cost, value in zip(costs, published.values(), strict=True))
+
+
+def mnist_accuracy(backend: str, data: Path) -> dict[str, list[float]] | str:
+    """On the test part after three epochs, seeds 1 to 3: in every precision, and in float32 on the CPU."""
+    if not (data / "mnist.h5").exists():
+        return "mnist.h5 is not in the assignment's data"
+    precisions = ["float32", *get_backend(backend).precisions]
+    runs = [*((backend, precision) for precision in precisions), ("numpy", "float32")]
+    accuracy: dict[str, list[float]] = {}
+    with dnn.open_dataset(data / "mnist.h5") as mnist:
+        for (name, precision), seed in product(runs, (1, 2, 3)):
+            network = dnn.Network([784, 256, 128, 10], output="softmax", seed=seed, backend=name)
+            train, test = mnist.train, mnist.test
+            network.fit(train.X, train.Y, epochs=3, batch_size=128, verbose=False, precision=precision)
+            measured = network.evaluate(test.X, test.Y)["accuracy"]
+            accuracy.setdefault(f"{precision} on {name}", []).append(measured)
+    return accuracy
 
 
 # ------------------------------------------------------------------------------------------------- speed

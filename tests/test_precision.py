@@ -17,7 +17,7 @@ from backends.cupy_backend import CupyBackend, _precisions, _Products
 from dnn import functional
 from dnn.cli import main
 from dnn.data import prepare
-from dnn.precision import Scaled, mixed
+from dnn.precision import Scaled, working_copies
 from dnn.step import ACTIVATIONS, MixedStep, TrainStep
 
 OUTPUTS = {"sigmoid": 3, "softmax": 5, "linear": 3}
@@ -42,7 +42,7 @@ def problem(
     Y = generator.standard_normal((m, K)) if output == "linear" else generator.integers(0, 2, (m, K))
     examples = prepare(network, X, generator.integers(0, K, m) if output == "softmax" else Y, fitting=True)
     update = optimizer.bind(network.parameters)
-    network._mixed = mixed(precision, network.parameters)
+    network._mixed = working_copies(precision, network.parameters)
     if network._mixed is None:
         step = TrainStep(network, update, examples, m, precision=precision)
     else:
