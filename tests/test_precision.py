@@ -176,7 +176,8 @@ def test_a_training_on_fused_kernels_is_the_plain_one(precision, optimizer, fuse
     np.testing.assert_allclose(own_losses, losses, rtol=6 * rounding)
     np.testing.assert_allclose(own_losses, exact_losses, rtol=6 * rounding)
     assert apart(own_weights, weights) < 6 * rounding and apart(own_weights, exact) < 6 * rounding
-    assert (own_weights != exact).any()
+    # and not float32's, whose sums in another order differ by less
+    assert apart(own_weights, exact) > 5e-6
 
 
 def test_validation_is_in_the_networks_dtype():
