@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from backends.base import Array, Backend, BackendUnavailableError, log_once
+from backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
 
 __all__ = [
     "Array",
     "Backend",
     "BackendUnavailableError",
+    "Feeder",
     "available_backends",
     "backend_of",
     "get_backend",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,34 @@ def log_once(message: str) -> None:
 
 class BackendUnavailableError(RuntimeError):
     """The backend asked for is unknown, or cannot be used on this machine."""
+
+
+class Feeder:
+    """Rows of an array on the host, batch after batch, on the device.
+
+    `put` names the rows of a batch to come, `batch` gives the oldest put; at most AHEAD may be put and not yet given. A
+    backend whose device copies while it computes begins at `put`; here, where any backend can, it is all done in
+    `batch`.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, backend: Backend, source: np.ndarray) -> None:
+        self._backend = backend
+        self._source = source
+        self._rows: deque[np.ndarray] = deque()
+
+    def put(self, rows: np.ndarray) -> None:
+        self._rows.append(rows)
+
+    @contextmanager
+    def batch(self) -> Iterator[Array]:
+        """The rows on the device, for the work that is queued inside the block."""
+        yield self._backend.asarray(self._source[self._rows.popleft()])
+
+    def drain(self) -> None:
+        """Wait for what is being copied, and forget what was put and not given."""
+        self._rows.clear()
 
 
 class Backend(ABC):
@@ -89,6 +118,10 @@ class Backend(ABC):
         A step that is to be captured works in the same buffers every time, allocates nothing and waits for nothing.
         """
         return step
+
+    def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
+        """What brings batches of up to `batch_size` rows of `source`, an array on the host, to the device."""
+        return Feeder(self, source)
 
     def synchronize(self) -> None:  # noqa: B027  (a backend that computes at once has nothing to wait for)
         """Wait until all work handed to the device is done."""

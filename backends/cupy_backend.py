@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, BackendUnavailableError, log_once
+from backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
 from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
 from backends.kernels.products import gemm_arguments
@@ -93,6 +93,11 @@ class CupyBackend(Backend):
     def _cupys_product(self, a: Array, b: Array, out: Array) -> None:
         self.xp.dot(a, b, out=out)
 
+    def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
+        from cupyx import empty_pinned
+
+        return PinnedFeeder(self.xp, empty_pinned, source, batch_size)
+
     @contextmanager
     def stream(self) -> Iterator[object]:
         outside = self.xp.cuda.get_current_stream()
@@ -102,6 +107,60 @@ class CupyBackend(Backend):
                 yield self._stream
         finally:
             outside.wait_event(self._stream.record())
+
+
+class PinnedFeeder(Feeder):
+    """Two buffers in pinned memory and two on the device, by turns, and a stream that copies from one to the other.
+
+    Three things must not happen before another is done, and an event or the host waits for each: the host fills a
+    pinned buffer when the copy from it is done, a copy fills a device buffer when the device has read it, and the
+    device reads one when the copy into it is done.
+    """
+
+    def __init__(self, cupy: Any, empty_pinned: Callable[..., np.ndarray], source: np.ndarray, batch_size: int) -> None:
+        self._cupy = cupy
+        self._source = source
+        self._copies = cupy.cuda.Stream(non_blocking=True)
+        shape = (batch_size, *source.shape[1:])
+        self._buffers = [_Buffer(cupy, empty_pinned(shape, source.dtype), shape) for _ in range(self.AHEAD)]
+        self._put = self._given = 0
+
+    def put(self, rows: np.ndarray) -> None:
+        buffer = self._buffers[self._put % self.AHEAD]
+        self._put += 1
+        buffer.copied.synchronize()
+        buffer.rows = len(rows)
+        host = buffer.pinned[: buffer.rows]
+        self._source.take(rows, axis=0, out=host, mode="clip")  # the default mode buffers a copy of its own
+        self._copies.wait_event(buffer.read)
+        buffer.device[: buffer.rows].set(host, stream=self._copies)
+        buffer.copied.record(self._copies)
+
+    @contextmanager
+    def batch(self) -> Iterator[Array]:
+        buffer = self._buffers[self._given % self.AHEAD]
+        self._given += 1
+        stream = self._cupy.cuda.get_current_stream()
+        stream.wait_event(buffer.copied)
+        yield buffer.device[: buffer.rows]
+        buffer.read.record(stream)
+
+    def drain(self) -> None:
+        # else the buffers might go back to their pools, and on to the next owner, while a copy still runs
+        self._copies.synchronize()
+        self._given = self._put
+
+
+class _Buffer:
+    """A batch in pinned memory and on the device; when it was last copied, and last read."""
+
+    def __init__(self, cupy: Any, pinned: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.rows = 0
+        self.pinned = pinned
+        self.device = cupy.empty(shape, pinned.dtype)
+        self.copied, self.read = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        # the memory may have had an owner whose work is still queued
+        self.read.record(cupy.cuda.get_current_stream())
 
 
 class _Graph:

@@ -17,7 +17,7 @@ from dnn.optimizers import Adam, Optimizer, Update
 from dnn.outputs import OUTPUTS, Output
 from dnn.parameters import Parameters
 from dnn.precision import Mixed
-from dnn.step import ACTIVATIONS, Forward
+from dnn.step import ACTIVATIONS, Batches, Forward
 
 if TYPE_CHECKING:
     from dnn.training import History
@@ -198,10 +198,11 @@ class Network:
     def _outputs(self, X: Any) -> np.ndarray:
         """P (m, K) on the host, in batches that bound the memory."""
         examples = prepare(self, X)
-        P = np.empty((examples.m, self.layer_sizes[-1]), self.dtype)
-        for start, step in self._batches(examples):
+        P, start = np.empty((examples.m, self.layer_sizes[-1]), self.dtype), 0
+        for step in self._batches(examples):
             step.predict()
             P[start : start + step.batch_size] = self.backend.to_numpy(step.output.P)
+            start += step.batch_size
         return P
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -209,25 +210,21 @@ class Network:
         """Loss and metric of these rows of prepared examples, or of all."""
         m = examples.m if rows is None else len(rows)
         totals = np.zeros(2)
-        for _, step in self._batches(examples, rows):
+        for step in self._batches(examples, rows):
             step.output.reset()
             step.evaluate()
             loss, correct = self.backend.to_numpy(step.output.totals)
             totals += loss * step.batch_size, correct
         return measures(OUTPUTS[self.output], totals[0] / m, totals[1], m, self.layer_sizes[-1])
 
-    def _batches(self, examples: Examples, rows: np.ndarray | None = None) -> Any:
-        """(start, a loaded Forward) for every batch of these rows, at most two sizes."""
-        m = examples.m if rows is None else len(rows)
-        order = self.backend.asarray(np.arange(m) if rows is None else rows)
+    def _batches(self, examples: Examples, rows: np.ndarray | None = None) -> Batches[Forward]:
+        if rows is None:
+            rows = np.arange(examples.m)
         # about 16 MB of activations: products large enough for all cores, buffers that stay in a large cache
-        batch_size = max(1, min(m, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes))))
-        step = Forward(self, examples, batch_size)
-        for start in range(0, m, batch_size):
-            if m - start < batch_size:
-                step = Forward(self, examples, m - start)
-            step.load(order[start : start + batch_size])
-            yield start, step
+        batch_size = max(1, 16_000_000 // (self.dtype.itemsize * sum(self.layer_sizes)))
+        if examples.m <= batch_size:
+            examples = examples.on(self.backend)  # of one batch there is nothing to bring in parts
+        return Batches(self.backend, examples, rows, batch_size, lambda size: Forward(self, examples, size))
 
 
 def measures(output: type[Output], loss: float, correct: float, m: int, K: int) -> dict[str, float]:

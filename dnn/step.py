@@ -11,11 +11,13 @@ A step slices nothing, looks nothing up by name, allocates nothing and reads not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from backends import Array
+from backends import Array, Backend, Feeder
 from dnn import functional
 from dnn.outputs import OUTPUTS
 
@@ -62,6 +64,7 @@ class Forward:
         self.X = examples.X if in_place else backend.empty((batch_size, network.layer_sizes[0]), dtype)
         as_it_is = examples.scale is None and examples.X.dtype == dtype
         self._unscaled = self.X if as_it_is else backend.empty(self.X.shape, examples.X.dtype)
+        self._in_order = None if backend.owns(examples.X) else backend.asarray(np.arange(batch_size))
         scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), dtype)
         self._layers = []
         A_prev = self.X
@@ -76,10 +79,11 @@ class Forward:
         if in_place:
             self.output.load(examples.targets, backend.asarray(np.arange(batch_size)))
 
-    def load(self, rows: Array) -> None:
-        """Take these rows of the examples as the batch."""
+    def load(self, rows: Array, fed: Array | None = None) -> None:
+        """Take these rows of the examples as the batch; `fed` is X of just these, where the whole X is on the host."""
         examples = self._examples
-        self._gather(self._xp, examples.X, rows, examples.scale, out=self.X, scratch=self._unscaled)
+        source, places = (examples.X, rows) if fed is None else (fed, self._in_order)
+        self._gather(self._xp, source, places, examples.scale, out=self.X, scratch=self._unscaled)
         if examples.targets is not None:
             self.output.load(examples.targets, rows)
 
@@ -168,3 +172,67 @@ class MixedStep(TrainStep):
     def gradients(self) -> None:
         self._mixed.lower_gradient(self.output.dZ, out=self._dZ)
         super().gradients()
+
+
+Step = TypeVar("Step", bound=Forward)
+
+
+class Batches(Generic[Step]):
+    """Steps, one a batch of these rows of the examples, each loaded when its turn comes.
+
+    `bind` makes the step for batches of a size: the full one, and that of the smaller last. Where X is on the host its
+    rows are fed: those of the next two batches are gathered and copied while the device computes with this one.
+    """
+
+    def __init__(
+        self, backend: Backend, examples: Examples, rows: np.ndarray, batch_size: int, bind: Callable[[int], Step]
+    ) -> None:
+        m = len(rows)
+        batch_size = min(batch_size, m)
+        self.steps = [bind(batch_size)]
+        if m % batch_size:
+            self.steps.append(bind(m % batch_size))
+        self._backend = backend
+        # copies: another order is written into them
+        self._order = backend.asarray(rows.copy())
+        batches = [slice(start, min(start + batch_size, m)) for start in range(0, m, batch_size)]
+        self._batches = [
+            (self.steps[0 if batch.stop - batch.start == batch_size else -1], self._order[batch]) for batch in batches
+        ]
+        self._feeder: Feeder | None = None
+        if not backend.owns(examples.X):
+            self._feeder = backend.feeder(examples.X, batch_size)
+            self._order_on_host = rows.copy()
+            self._rows_on_host = [self._order_on_host[batch] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self._gathered() if self._feeder is None else self._fed(self._feeder)
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Take the examples in this order from now on."""
+        self._order[...] = self._backend.asarray(rows)
+        if self._feeder is not None:
+            self._order_on_host[...] = rows
+
+    def _gathered(self) -> Iterator[Step]:
+        for step, rows in self._batches:
+            step.load(rows)
+            yield step
+
+    def _fed(self, feeder: Feeder) -> Iterator[Step]:
+        to_come = iter(self._rows_on_host)
+        try:
+            for rows_on_host in islice(to_come, feeder.AHEAD):
+                feeder.put(rows_on_host)
+            for step, rows in self._batches:
+                with feeder.batch() as X:
+                    step.load(rows, X)
+                yield step
+                # by now the step is queued: the device has work while the host gathers
+                for rows_on_host in islice(to_come, 1):
+                    feeder.put(rows_on_host)
+        finally:
+            feeder.drain()

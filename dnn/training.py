@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from backends import Array
 from dnn.data import Examples, prepare
 from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
-from dnn.memory import check_memory
+from dnn.memory import place
 from dnn.network import Network, measures
 from dnn.optimizers import OPTIMIZERS, Optimizer
 from dnn.outputs import OUTPUTS
 from dnn.precision import check_precision, working_copies
-from dnn.step import MixedStep, TrainStep
+from dnn.step import Batches, MixedStep, TrainStep
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -73,8 +72,9 @@ def fit(
     shuffle           a new order each epoch; a batch that holds all examples has no order and is not shuffled
     verbose           None: a progress bar on a terminal, else silent; True: elsewhere a line for the first and the
                       last epoch and at most one every 10 s; False: silent
-    memory_limit      GB of the device's memory that may be used; None: what is free. NotEnoughMemoryError, before
-                      anything is trained, where it does not hold the training
+    memory_limit      GB of the device's memory that may be used; None: what is free. An X that this does not hold too
+                      stays on the host, and its batches are copied while the device computes. NotEnoughMemoryError,
+                      before anything is trained, where it does not hold the training itself
     precision         what a step computes in: None, the network's dtype; of a float32 network, where the backend has
                       them, tf32, float16, bfloat16. See `dnn.precision`. A second fit in the same one goes on with its
                       loss scale
@@ -92,24 +92,29 @@ def fit(
     with backend.stream(), np.errstate(over="ignore", invalid="ignore", divide="ignore"), _whole_steps() as interrupt:
         with _undecided_if_refused(network):
             examples = prepare(network, X, Y, fitting=True)
-            validation, validation_rows, training_rows = _validation(
-                network, examples, validation_data, validation_split
+            held_back, kept = _split(network, examples.m, validation_split)
+            validation = None
+            if validation_data is not None:
+                validation = prepare(network, *validation_data, name="X of validation_data")
+            m = examples.m if kept is None else len(kept)
+            examples, validation = place(
+                network, examples, validation, m, batch_size, optimizer, precision, memory_limit
             )
-            m = examples.m if training_rows is None else len(training_rows)
-            check_memory(network, examples, m, batch_size, optimizer, precision, memory_limit)
+            if held_back is not None:
+                validation = examples
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
         network._mixed = working_copies(precision, network.parameters, network._mixed)
-        run = _Epochs(network, examples, training_rows, batch_size, shuffle, precision)
+        run = _Epochs(network, examples, kept, batch_size, shuffle, precision)
         history = History()
-        with _progress(epochs, len(run.batches), verbose) as progress:
+        with _progress(epochs, len(run), verbose) as progress:
             for _ in range(epochs):
                 measured = run.epoch(interrupt, progress)
                 network.epochs += 1
                 if validation is not None:
-                    held_back = network._evaluate(validation, validation_rows)
-                    measured |= {f"val_{name}": value for name, value in held_back.items()}
+                    validated = network._evaluate(validation, held_back)
+                    measured |= {f"val_{name}": value for name, value in validated.items()}
                 history.append(network.epochs, measured)
                 progress.epoch_done(network.epochs, measured)
                 interrupt.check()
@@ -146,42 +151,42 @@ class _Epochs:
         self._network = network
         self._rows = rows
         self._m = m = examples.m if rows is None else len(rows)
-        batch_size = min(batch_size, m)
         # one batch has no order, and is loaded once; not even that where X can be used as it is
-        self._one_batch = batch_size == m
-        in_place = self._one_batch and rows is None and examples.scale is None and mixed is None
-        self._shuffle = shuffle and not self._one_batch
-        # a copy: shuffling writes into it
-        self._order = backend.asarray(np.arange(m) if rows is None else rows.copy())
+        one_batch = batch_size >= m
+        in_place = one_batch and rows is None and examples.scale is None and mixed is None
+        in_place = in_place and backend.owns(examples.X)
+        self._shuffle = shuffle and not one_batch
 
-        def bound(m: int) -> TrainStep:
+        def bound(size: int) -> TrainStep:
             if mixed is not None:
-                return MixedStep(network, update, examples, m, mixed)
-            return TrainStep(network, update, examples, m, in_place, precision)
+                return MixedStep(network, update, examples, size, mixed)
+            return TrainStep(network, update, examples, size, in_place, precision)
 
-        step = bound(batch_size)
-        if self._one_batch and not in_place:
-            step.load(self._order)
-        self._steps = [step]
-        run = backend.capture(step)
-        self.batches: list[tuple[TrainStep, Callable[[], None], Array]] = []
-        for start in range(0, m, batch_size):
-            if m - start < batch_size:
-                step = bound(m - start)
-                run = backend.capture(step)
-                self._steps.append(step)
-            self.batches.append((step, run, self._order[start : start + batch_size]))
+        batches = Batches(
+            backend,
+            examples,
+            np.arange(m) if rows is None else rows,
+            batch_size,
+            bound,
+        )
+        self._batches = batches
+        self._steps = batches.steps
+        self._runs = {step.batch_size: backend.capture(step) for step in self._steps}
+        if one_batch and not in_place:
+            next(iter(batches))
+        self._loaded: Iterable[TrainStep] = self._steps if one_batch else batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
 
     def epoch(self, interrupt: _Interrupt, progress: _Progress) -> dict[str, float]:
         """One pass over the examples; loss and metric over it."""
         if self._shuffle:
-            self._order[...] = self._network.backend.asarray(self._permutation())
+            self._batches.reorder(self._permutation())
         for step in self._steps:
             step.output.reset()
-        for step, run, rows in self.batches:
-            if not self._one_batch:
-                step.load(rows)
-            run()
+        for step in self._loaded:
+            self._runs[step.batch_size]()
             interrupt.check()
             progress.step_done()
         return self._measure()
@@ -207,21 +212,17 @@ class _Epochs:
         return measures(OUTPUTS[network.output], loss, correct, self._m, network.layer_sizes[-1])
 
 
-def _validation(
-    network: Network, examples: Examples, data: tuple[Any, Any] | None, split: float
-) -> tuple[Examples | None, np.ndarray | None, np.ndarray | None]:
-    """(the examples to validate on, their rows or None for all, the rows left to train on or None for all)."""
-    if data is not None:
-        return prepare(network, data[0], data[1], name="X of validation_data"), None, None
+def _split(network: Network, m: int, split: float) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(the rows held back to validate on, those left to train on); None and None where nothing is held back."""
     if not split:
-        return None, None, None
-    held_back = math.ceil(split * examples.m)
-    if held_back >= examples.m:
-        raise DataError(f"validation_split {split:g} of {examples.m} examples leaves none to train on")
+        return None, None
+    held_back = math.ceil(split * m)
+    if held_back >= m:
+        raise DataError(f"validation_split {split:g} of {m} examples leaves none to train on")
     seeds = np.random.SeedSequence([network.seed, 2])
-    cut = np.random.Generator(np.random.PCG64(seeds)).permutation(examples.m)
+    cut = np.random.Generator(np.random.PCG64(seeds)).permutation(m)
     # in the file's order: the cut says which examples, not in what order
-    return examples, np.sort(cut[:held_back]), np.sort(cut[held_back:])
+    return np.sort(cut[:held_back]), np.sort(cut[held_back:])
 
 
 def _check_settings(epochs: Any, batch_size: Any, validation_data: Any, validation_split: Any) -> None:

@@ -1,10 +1,14 @@
 """The proof on a GPU, stage by stage; called by gpu_check.sh.
 
-suite    the test suite with DNN_REQUIRE_BACKENDS=numpy,cupy
-parity   the published costs, a captured step against an eager one, memory over 1,000 fits, MNIST's accuracy
+suite    the test suite with DNN_REQUIRE_BACKENDS=numpy,cupy, file by file
+parity   numbers, order and memory against NumPy, eager steps and the published figures
 small    a step of 20-64-32-2 and of 784-256-128-10, against PyTorch and JAX
-wide     784-1024-1024-10 and 256x8-10, against PyTorch and JAX, and the card's product rate
-epoch    an epoch of MNIST's shape through fit
+wide     784-1024-1024-10, 256x8-10 and three layers of 8192, against PyTorch and JAX, and the card's product rate
+epoch    an epoch of MNIST's shape through fit, with the data on the device and fed from the host, against their loops
+table    puts the figures that are there into README.md; a run ends with it
+
+A stage is made of parts, and each part's figures are written to the results file as it ends. A run that is cut off, or
+out of its minutes, is gone on with by the same command.
 """
 
 from __future__ import annotations
@@ -18,117 +22,251 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
 import dnn
-from backends import BackendUnavailableError, get_backend
+from backends import BackendUnavailableError, get_backend, use_backend
+from dnn import course
 from dnn.data import prepare
-from dnn.step import TrainStep
+from dnn.files import write_whole
+from dnn.memory import GB, training_bytes
+from dnn.optimizers import OPTIMIZERS
+from dnn.outputs import OUTPUTS
+from dnn.step import ACTIVATIONS, TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
-ROUNDS = 15
+README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
+ROUNDS = 15
+SEEDS = 3
+
+Figures = dict[str, Any]
 
 
-def main() -> None:
-    stages: dict[str, Callable[[str], dict[str, Any]]] = {
-        "suite": suite,
-        "parity": parity,
-        "small": small,
-        "wide": wide,
-        "epoch": epoch,
-    }
+class NotMeasured(Exception):
+    """What a part needs is not here; it says what."""
+
+
+Parts = Iterator[tuple[str, Callable[[], Figures]]]
+"""Of a stage: each part's name, and what measures it. Figures with "ok": False are a failure."""
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(stages)} (all)")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}, table (all)")
     parser.add_argument("--again", action="store_true", help="also what has a result for this commit")
-    parser.add_argument("--rehearse", action="store_true", help="on numpy, in small; writes no results")
-    given = parser.parse_args()
-    if unknown := set(given.stages) - stages.keys():
-        parser.error(f"no stage {', '.join(unknown)}: there are {', '.join(stages)}")
+    parser.add_argument("--minutes", type=float, default=8, help="a stage begins no part after so many (8)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(scripts/results)")
+    parser.add_argument("--rehearse", action="store_true", help="on numpy, in small; writes nothing")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.stages) - {*STAGES, "table"}:
+        parser.error(f"no stage {', '.join(sorted(unknown))}: there are {', '.join(STAGES)} and table")
+    if given.stages == ["table"]:
+        write_table(given.results, README)
+        return
     backend = "numpy" if given.rehearse else "cupy"
     try:
         device = get_backend(backend).device
     except BackendUnavailableError as error:
         sys.exit(f"gpu_check: {error}")
-    path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
-    results = json.loads(path.read_text()) if path.exists() else {"device": device, "stages": {}}
-    failed = []
-    for name in given.stages or stages:
-        done = results["stages"].get(name, {})
-        if done.get("commit") == commit() and done.get("ok") and not given.again and not given.rehearse:
-            print(f"{name}: has its result for {commit()}")
+    results = Results(None if given.rehearse else given.results, device)
+    stages = [stage for stage in given.stages or STAGES if stage != "table"]
+    unfinished = [stage for stage in stages if not run(stage, backend, results, given.again, given.minutes)]
+    if not given.rehearse:
+        write_table(given.results, README)
+    of_this_commit = {name: part for name, part in results.parts.items() if part["commit"] == results.commit}
+    for name, part in of_this_commit.items():
+        if "not measured" in part:
+            print(f"gpu_check: {name}: not measured: {part['not measured']}", file=sys.stderr)
+    failed = [name for name, part in of_this_commit.items() if not part["ok"]]
+    if failed:
+        sys.exit(f"gpu_check: failed: {'; '.join(failed)}")
+    if unfinished:
+        sys.exit(f"gpu_check: out of time in {', '.join(unfinished)}: the same command goes on")
+
+
+def run(stage: str, backend: str, results: Results, again: bool, minutes: float) -> bool:
+    """Measure what this stage lacks; whether nothing is left."""
+    began = time.monotonic()
+    versions: Figures | None = None
+    for part, measure in STAGES[stage](backend):
+        name = f"{stage}: {part}"
+        if results.has(name) and not again:
+            print(f"{name}: has its result for {results.commit}")
             continue
+        if time.monotonic() - began > 60 * minutes:
+            return False
         print(f"{name} ...", flush=True)
         started = time.perf_counter()
         try:
-            figures = stages[name](backend)
+            figures = measure()
+        except NotMeasured as why:
+            figures = {"not measured": str(why)}
         except Exception as error:
             figures = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         figures = {"ok": True} | figures | {"seconds": round(time.perf_counter() - started, 1)}
-        print(json.dumps(figures, indent=1))
-        if not figures["ok"]:
-            failed.append(name)
-        if not given.rehearse:
-            results["stages"][name] = {"commit": commit(), "date": str(datetime.date.today())} | versions() | figures
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(results, indent=1) + "\n")
-    if failed:
-        sys.exit(f"gpu_check: failed: {', '.join(failed)}")
+        print(json.dumps(figures, indent=1), flush=True)
+        versions = versions or versions_of(backend)
+        results.add(name, figures | {"versions": versions})
+    return True
+
+
+class Results:
+    """The figures of one device, in a file that is written anew with every part. Without a folder: kept here only."""
+
+    def __init__(self, folder: Path | None, device: str) -> None:
+        self.commit = commit()
+        self._path = folder and folder / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+        there = self._path and self._path.exists()
+        self._all: Figures = json.loads(self._path.read_text()) if self._path and there else {"device": device}
+        self.parts: dict[str, Figures] = self._all.setdefault("parts", {})
+
+    def has(self, name: str) -> bool:
+        part = self.parts.get(name, {})
+        return bool(part.get("ok")) and "not measured" not in part and part.get("commit") == self.commit
+
+    def add(self, name: str, figures: Figures) -> None:
+        self.parts[name] = {"commit": self.commit, "date": str(datetime.date.today())} | figures
+        if self._path:
+            write_whole({str(self._path): (json.dumps(self._all, indent=1) + "\n").encode()})
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or os.environ.get("DNN_COMMIT", "unknown")
+    """Of the code, with a plus where it has changed since; where there is no git, what DNN_COMMIT says."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    head = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!scripts/results", ":!README.md")
+    return head + ("+" if changed else "") if head else os.environ.get("DNN_COMMIT", "unknown")
 
 
-def versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version()}
+def versions_of(backend: str) -> Figures:
+    found: Figures = {"python": platform.python_version(), "system": platform.platform()}
     for package in ("numpy", "cupy-cuda12x", "cupy-cuda13x", "cupy", "nvmath-python", "torch", "jax"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"versions": found | get_backend("cupy").facts()}
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        pass
+    return found | get_backend(backend).facts()
 
 
 # ------------------------------------------------------------------------------------------- correctness
 
 
-def suite(backend: str) -> dict[str, Any]:
+def suite(backend: str) -> Parts:
+    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    for path in paths if backend == "cupy" else paths[:1]:
+        if path.name != "test_scripts.py":  # of the set-up commands, which need a network
+            yield path.name, lambda path=path: tests_of(path, backend)
+
+
+def tests_of(path: Path, backend: str) -> Figures:
     environment = os.environ | {"DNN_REQUIRE_BACKENDS": f"numpy,{backend}"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--deselect", "tests/test_scripts.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    return {
-        "ok": done.returncode == 0,
-        "summary": lines[-1],
-        "failed": [x for x in lines if x.startswith("FAILED")][:40],
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))][:40]
+    return {"ok": done.returncode == 0, "summary": lines[-1] if lines else "no output", "failed": failed}
+
+
+def parity(backend: str) -> Parts:
+    yield "engine against NumPy", lambda: engine_against_numpy(backend)
+    yield "weights and shuffles", lambda: weights_and_shuffles(backend)
+    yield "captured against eager", lambda: captured_against_eager(backend)
+    yield "a second fit with other shapes", lambda: second_fit(backend)
+    yield "fed from the host against on the device", lambda: fed_against_on_device(backend)
+    yield "memory over 1,000 fits", lambda: memory_over_fits(backend)
+    yield "published costs", lambda: published_costs(backend)
+    yield "MNIST's accuracy", lambda: mnist_accuracy(backend)
+
+
+def within(name: str, value: float, bound: float) -> Figures:
+    return {"ok": bool(value <= bound), name: value, "allowed": bound}
+
+
+def apart(values: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest of the expected; of what is not finite, infinity."""
+    difference = float(np.abs(values - expected).max() / np.abs(expected).max())
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def weights_of(network: dnn.Network) -> np.ndarray:
+    return network.backend.to_numpy(network.parameters.flat).copy()
+
+
+def engine_against_numpy(backend: str) -> Figures:
+    """A fit in float64 of each output, optimizer and activation; batches of 16 and a smaller last one."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((58, 20))
+    Y = {
+        "sigmoid": generator.integers(0, 2, 58),
+        "softmax": generator.integers(0, 3, 58),
+        "linear": X[:, :3] - X[:, 3:6],
     }
+    furthest = {}
+    for output, optimizer, activation in product(OUTPUTS, OPTIMIZERS, ACTIVATIONS):
+        trained = []
+        for name in (backend, "numpy"):
+            units = 1 if output == "sigmoid" else 3
+            network = dnn.Network([20, 16, 8, units], activation, output, seed=1, dtype="float64", backend=name)
+            history = network.fit(X, Y[output], epochs=3, batch_size=16, optimizer=optimizer, verbose=False)
+            trained.append((weights_of(network), np.array(history.history["loss"])))
+        furthest[f"{output}, {optimizer}, {activation}"] = max(apart(*pair) for pair in zip(*trained, strict=True))
+    worst = max(furthest, key=furthest.__getitem__)
+    return within("weights and losses differ by", furthest[worst], 1e-12) | {"most": worst, "cases": len(furthest)}
 
 
-def parity(backend: str) -> dict[str, Any]:
-    figures: dict[str, Any] = {"captured against eager": captured_against_eager(backend)}
-    figures["bytes held after 20 and after 1,000 fits"] = held = memory_over_fits(backend)
-    figures["ok"] = figures["captured against eager"] == 0 and held[1] <= held[0]
-    data = next((place for place in (ROOT.parent / "shared/data", ROOT / "shared/data") if place.is_dir()), None)
-    if data is None:
-        return figures | {"published costs": "the assignment's data is not here"}
-    figures["MNIST's accuracy"] = mnist_accuracy(backend, data)
-    figures["published costs differ by"] = costs = published_costs(backend, data)
-    figures["ok"] = figures["ok"] and costs <= 1e-9
-    return figures
+def weights_and_shuffles(backend: str) -> Figures:
+    """The initial weights of every initializer, and the rows of three epochs' batches: bit for bit NumPy's."""
+    from dnn.initializers import INITIALIZERS
+
+    different = []
+    for initializer, dtype in product(INITIALIZERS, ("float32", "float64")):
+        ours, expected = (
+            weights_of(dnn.Network([20, 16, 3], "relu", "softmax", initializer, 1, dtype, backend=name)).tobytes()
+            for name in (backend, "numpy")
+        )
+        if ours != expected:
+            different.append(f"{initializer}, {dtype}")
+    if rows_taken(backend) != rows_taken("numpy"):
+        different.append("shuffles")
+    return {"ok": not different, "different": different}
 
 
-def captured_against_eager(backend: str) -> float:
-    """50 Adam steps with a changing learning rate and a smaller last batch: how far the two ways' weights are apart."""
+def rows_taken(backend: str) -> list[list[int]]:
+    taken = []
+    load = TrainStep.load
+
+    def noting(step: TrainStep, rows: Any, *fed: Any) -> None:
+        taken.append(get_backend(backend).to_numpy(rows).tolist())
+        load(step, rows, *fed)
+
+    with mock.patch.object(TrainStep, "load", noting):
+        X = np.random.default_rng(0).standard_normal((1000, 4))
+        network = dnn.Network([4, 3, 1], seed=7, backend=backend)
+        network.fit(X, X[:, 0] > 0, epochs=3, batch_size=64, validation_split=0.1, verbose=False)
+    return taken
+
+
+def captured_against_eager(backend: str) -> Figures:
+    """50 Adam steps with a changing learning rate and a smaller last batch."""
     its = get_backend(backend)
     generator = np.random.default_rng(0)
     X, Y = generator.standard_normal((58, 20)).astype(np.float32), generator.integers(0, 3, 58)
@@ -137,7 +275,7 @@ def captured_against_eager(backend: str) -> float:
         network = dnn.Network([20, 64, 32, 3], output="softmax", seed=1, backend=backend)
         with its.stream():
             update = dnn.Adam(0.01).bind(network.parameters)
-            examples = prepare(network, X, Y, fitting=True)
+            examples = prepare(network, X, Y, fitting=True).on(its)
             order = its.asarray(np.arange(58))
             steps = [TrainStep(network, update, examples, m) for m in (32, 26)]
             runs = [capture(step) for step in steps]
@@ -147,141 +285,308 @@ def captured_against_eager(backend: str) -> float:
                     step.load(rows)
                     run()
         its.synchronize()
-        weights.append(its.to_numpy(network.parameters.flat).copy())
-    return float(np.abs(weights[0] - weights[1]).max())
+        weights.append(weights_of(network))
+    return within("weights differ by", float(np.abs(weights[0] - weights[1]).max()), 0)
 
 
-def memory_over_fits(backend: str) -> list[int]:
+def second_fit(backend: str) -> Figures:
+    """Fits of one network with other numbers of examples, batch sizes and optimizers, after one another."""
+    generator = np.random.default_rng(0)
+    X, Y = generator.standard_normal((90, 20)), generator.integers(0, 3, 90)
+    weights = []
+    for name in (backend, "numpy"):
+        network = dnn.Network([20, 16, 3], output="softmax", seed=1, dtype="float64", backend=name)
+        for m, batch_size, optimizer in ((90, 32, "adam"), (45, 16, "adam"), (60, 60, "momentum"), (90, 7, "momentum")):
+            network.fit(X[:m], Y[:m], epochs=4, batch_size=batch_size, optimizer=optimizer, verbose=False)
+        weights.append(weights_of(network))
+    return within("weights differ by", apart(*weights), 1e-12)
+
+
+def fed_against_on_device(backend: str) -> Figures:
+    """The same training with its batches fed from the host, of bytes and of floats: to the bit the same."""
+    its, generator = get_backend(backend), np.random.default_rng(0)
+    m = 20_000 if backend == "cupy" else 1_000
+    Y = generator.integers(0, 10, m)
+    different, fed = [], []
+    for dtype in ("uint8", "float32"):
+        X = generator.integers(0, 256, (m, 784), np.uint8).astype(dtype)
+        weights = []
+        for feeding in (True, False):
+            network = dnn.Network([784, 64, 10], output="softmax", seed=1, input_scale=1 / 255, backend=backend)
+            limit = limit_of_feeding(network, X, Y, 256) if feeding else None
+            with mock.patch.object(its, "feeder", wraps=its.feeder) as feeder:
+                network.fit(X, Y, epochs=2, batch_size=256, memory_limit=limit, verbose=False)
+            fed += [dtype] * feeder.call_count
+            weights.append(weights_of(network))
+        if weights[0].tobytes() != weights[1].tobytes():
+            different.append(dtype)
+    # on NumPy the device is the host, and nothing is fed
+    return {"ok": not different and (backend == "numpy" or len(fed) == 2), "fed": fed, "different": different}
+
+
+def limit_of_feeding(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> float:
+    """A memory_limit that holds the training, and X only where it is no larger than the buffers that feed it."""
+    examples = prepare(network, X, Y, fitting=True)
+    return (1 + training_bytes(network, examples, examples.m, batch_size, dnn.Adam(), fed=True)) / GB
+
+
+def memory_over_fits(backend: str) -> Figures:
+    """What CuPy's pool holds, and what of the card is taken, after 20 fits and after 1,000."""
     generator = np.random.default_rng(0)
     X, Y = generator.standard_normal((64, 8)), generator.integers(0, 2, 64)
+    first, last = (20, 1000) if backend == "cupy" else (2, 4)
     held = []
-    for i in range(1000):
+    for i in range(1, last + 1):
         dnn.Network([8, 4, 1], seed=i, backend=backend).fit(X, Y, epochs=5, batch_size=32, verbose=False)
-        if i in (19, 999):
-            xp = get_backend(backend).xp
-            held.append(xp.get_default_memory_pool().total_bytes() if backend == "cupy" else 0)
-    return held
+        if i in (first, last):
+            held.append(bytes_held(backend))
+    (pool, taken), (pool_after, taken_after) = held
+    # graphs lie outside the pool, and the driver takes memory by the 2 MB
+    ok = pool_after <= pool and taken_after - taken <= 16 * 2**20
+    return {"ok": ok, "bytes of the pool": [pool, pool_after], "bytes of the card": [taken, taken_after]}
 
 
-def published_costs(backend: str, data: Path) -> float:
-    from backends import use_backend
-    from dnn import course
+def bytes_held(backend: str) -> tuple[int, int]:
+    if backend != "cupy":
+        return 0, 0
+    xp = get_backend(backend).xp
+    free, total = xp.cuda.runtime.memGetInfo()
+    return xp.get_default_memory_pool().total_bytes(), total - free
 
-    published = json.loads((data / "application_four_layer.json").read_text())["costs"]
+
+def data_with(*files: str) -> Path:
+    """The folder of the assignment's data, looked for as the tests do."""
+    for place in (os.environ.get("DNN_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
+        if place and all((Path(place) / "data" / file).exists() for file in files):
+            return Path(place) / "data"
+    raise NotMeasured(f"no {', '.join(files)} in the folder data of DNN_SHARED, ../shared or ./shared")
+
+
+def published_costs(backend: str) -> Figures:
+    files = "application_four_layer.json", "train_catvnoncat.h5", "test_catvnoncat.h5"
+    folder = data_with(*files)
+    published = json.loads((folder / files[0]).read_text())["costs"]
+    iterations = 2500 if backend == "cupy" else 101
     with use_backend(backend):
-        X, Y, *_ = course.load_data(data / "train_catvnoncat.h5", data / "test_catvnoncat.h5")
+        X, Y, *_ = course.load_data(folder / files[1], folder / files[2])
         X = X.reshape(X.shape[0], -1).T / 255.0
-        _, costs = course.L_layer_model(X, Y, [12288, 20, 7, 5, 1], num_iterations=2500)
-    return max(abs(cost - float(value)) for cost, value in zip(costs, published.values(), strict=True))
+        _, costs = course.L_layer_model(X, Y, [12288, 20, 7, 5, 1], num_iterations=iterations)
+    pairs = list(zip(costs, published.values(), strict=backend == "cupy"))
+    furthest = max(abs(cost - float(value)) for cost, value in pairs)
+    return within("costs differ by", furthest, 1e-9) | {"costs": len(pairs)}
 
 
-def mnist_accuracy(backend: str, data: Path) -> dict[str, list[float]] | str:
-    """On the test part after three epochs, seeds 1 to 3: in every precision, and in float32 on the CPU."""
-    if not (data / "mnist.h5").exists():
-        return "mnist.h5 is not in the assignment's data"
-    precisions = ["float32", *get_backend(backend).precisions]
-    runs = [*((backend, precision) for precision in precisions), ("numpy", "float32")]
+def mnist_accuracy(backend: str) -> Figures:
+    """The test accuracy after three epochs, in float32 here and on the CPU, and in each other precision here.
+
+    Compared are the means of the seeds, every one with the CPU's.
+    """
+    folder = data_with("mnist.h5")
+    part, seeds, epochs = (slice(None), SEEDS, 3) if backend == "cupy" else (slice(2000), 1, 1)
+    with dnn.open_dataset(folder / "mnist.h5") as data:
+        X, Y, X_test, Y_test = data.train.X[part], data.train.Y[part], data.test.X[part], data.test.Y[part]
+    runs = [(name, "float32") for name in dict.fromkeys((backend, "numpy"))]
+    runs += [(backend, precision) for precision in get_backend(backend).precisions]
     accuracy: dict[str, list[float]] = {}
-    with dnn.open_dataset(data / "mnist.h5") as mnist:
-        for (name, precision), seed in product(runs, (1, 2, 3)):
-            network = dnn.Network([784, 256, 128, 10], output="softmax", seed=seed, backend=name)
-            train, test = mnist.train, mnist.test
-            network.fit(train.X, train.Y, epochs=3, batch_size=128, verbose=False, precision=precision)
-            measured = network.evaluate(test.X, test.Y)["accuracy"]
-            accuracy.setdefault(f"{precision} on {name}", []).append(measured)
-    return accuracy
+    for (name, precision), seed in product(runs, range(1, seeds + 1)):
+        network = dnn.Network([784, 256, 128, 10], output="softmax", seed=seed, backend=name)
+        network.fit(X, Y, epochs=epochs, batch_size=128, optimizer="adam", verbose=False, precision=precision)
+        measured = network.evaluate(X_test, Y_test)["accuracy"]
+        accuracy.setdefault(f"{name}, {precision}", []).append(measured)
+    expected = np.mean(accuracy["numpy, float32"])
+    differences = [abs(float(np.mean(accuracies) - expected)) for accuracies in accuracy.values()]
+    return within("accuracies differ by", round(max(differences), 6), 0.002) | {"accuracy": accuracy}
 
 
 # ------------------------------------------------------------------------------------------------- speed
 
 
-def small(backend: str) -> dict[str, Any]:
+def small(backend: str) -> Parts:
     return steps_of(backend, [([20, 64, 32, 2], 32, 300), ([784, 256, 128, 10], 128, 300)])
 
 
-def wide(backend: str) -> dict[str, Any]:
+def wide(backend: str) -> Parts:
     runs = [([784, 1024, 1024, 10], 512, 100), ([*[256] * 9, 10], 256, 100)]
     if backend == "cupy":
-        runs.append(([8192, 8192, 8192, 8192], 8192, 2))
-    figures = steps_of(backend, runs)
-    figures["product rate, TFLOP/s"] = product_rate(backend)
-    return figures
+        runs.append(([8192] * 4, 8192, 2))
+    return steps_of(backend, runs, shares=True)
 
 
-def steps_of(backend: str, runs: list[tuple[list[int], int, int]]) -> dict[str, Any]:
-    """Microseconds a step, in turns, n steps a turn; medians and quartiles, and each peer's median by dnn's."""
-    from peers import contenders, installed_modes
+def steps_of(backend: str, runs: list[tuple[list[int], int, int]], shares: bool = False) -> Parts:
+    """A part a network, optimizer and precision: n steps a turn. `shares`: of the product rate too, measured beside."""
+    from peers import PRECISIONS
 
-    rehearsal = backend == "numpy"
+    for (sizes, m, n), optimizer, precision in product(runs, ("sgd", "adam"), PRECISIONS):
+        arguments = (backend, sizes, m, n if backend == "cupy" else 3, optimizer, precision, shares)
+        yield f"{in_words(sizes)}, batch {m}, {optimizer}, {precision}", lambda a=arguments: compare_steps(*a)
+
+
+def in_words(sizes: list[int]) -> str:
+    return "256x8-10" if sizes == [*[256] * 9, 10] else "-".join(map(str, sizes))
+
+
+def compare_steps(
+    backend: str, sizes: list[int], m: int, n: int, optimizer: str, precision: str, shares: bool
+) -> Figures:
+    """Microseconds a step, in turns; medians and quartiles, and each peer's median by dnn's."""
+    from peers import contenders, give_back_memory, installed_modes, product_rate
+
+    rehearsal = backend != "cupy"
     modes = [mode for mode in installed_modes(backend) if not (rehearsal and mode == "compiled")]
-    figures: dict[str, Any] = {}
-    for sizes, m, n in runs:
-        for optimizer in ("sgd", "adam"):
-            every = contenders(sizes, m, optimizer, backend, modes)
-            n = 3 if rehearsal else n
-            times: dict[str, list[float]] = {contender.name: [] for contender in every}
-            for turn in range(ROUNDS):
-                for contender in every if turn % 2 == 0 else reversed(every):
-                    contender.wait()
-                    started = time.perf_counter()
-                    contender.steps(n)
-                    contender.wait()
-                    times[contender.name].append((time.perf_counter() - started) / n * 1e6)
-            ours = float(np.median(times[every[0].name]))
-            figures[f"{'-'.join(map(str, sizes))}, batch {m}, {optimizer}"] = {
-                name: {
-                    "us": [round(float(q), 1) for q in np.percentile(values, [25, 50, 75])],
-                    "by dnn": round(float(np.median(values)) / ours, 3),
-                }
-                for name, values in times.items()
-            }
+    every, failed = contenders(sizes, m, optimizer, backend, modes, precision)
+    times: dict[str, list[float]] = {contender.name: [] for contender in every}
+    for turn in range(3 if rehearsal else ROUNDS):
+        for contender in every if turn % 2 == 0 else reversed(every):
+            contender.wait()
+            started = time.perf_counter()
+            contender.steps(n)
+            contender.wait()
+            times[contender.name].append((time.perf_counter() - started) / n * 1e6)
+    figures: Figures = {"us a step": summary(times)}
+    if failed:
+        figures["failed"] = failed
+    del every, contender
+    give_back_memory(backend)
+    if shares:
+        rate = product_rate(backend, precision, 256 if rehearsal else 8192, 3 if rehearsal else ROUNDS)
+        ours = next(iter(figures["us a step"].values()))["median"]
+        figures["product rate, TFLOP/s"] = round(rate, 2)
+        figures["share of it"] = round(flops(sizes, m) / (ours * 1e-6) / 1e12 / rate, 3)
+        give_back_memory(backend)
     return figures
 
 
-def product_rate(backend: str) -> float:
-    its, n = get_backend(backend), 8192 if backend == "cupy" else 512
-    a, b, out = (its.zeros((n, n), np.float32) for _ in range(3))
-    rates = []
-    for _ in range(ROUNDS):
-        its.synchronize()
-        started = time.perf_counter()
-        for _ in range(3):
-            its.xp.dot(a, b, out=out)
-        its.synchronize()
-        rates.append(3 * 2 * n**3 / (time.perf_counter() - started) / 1e12)
-    return round(float(np.median(rates)), 2)
+def flops(sizes: list[int], m: int) -> int:
+    """Of a step's products: forward, dW, and dA of all layers but the first."""
+    layers = [a * b for a, b in pairwise(sizes)]
+    return 2 * m * (3 * sum(layers) - layers[0])
 
 
-def epoch(backend: str) -> dict[str, Any]:
-    """60,000 examples of 784 bytes, batches of 128, Adam, shuffled: through fit, and through the peers' loops."""
-    from peers import Dnn, JaxEpochs, TorchEpochs, installed_modes
-
-    generator = np.random.default_rng(0)
-    m, sizes = (60_000 if backend == "cupy" else 2_000), [784, 256, 128, 10]
-    X, Y = generator.integers(0, 256, (m, 784), np.uint8), generator.integers(0, 10, m)
-    network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
-    on_device = get_backend(backend).asarray(X)
-    runs = {f"dnn on {backend}": lambda: network.fit(on_device, Y, epochs=1, batch_size=128, verbose=False)}
-    start = Dnn(sizes, X[:128], Y[:128], "adam", backend).weights()
-    modes = installed_modes(backend)
-    if "eager" in modes:
-        runs["PyTorch eager"] = TorchEpochs(start, X, Y, 128, "cuda" if backend == "cupy" else "cpu").epoch
-    if "jax" in modes:
-        runs["JAX jit"] = JaxEpochs(start, X, Y, 128).epoch
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for name in [*runs] * ROUNDS:
-        started = time.perf_counter()
-        runs[name]()
-        times[name].append(1e3 * (time.perf_counter() - started))
-    # the first of each compiles
-    ours = float(np.median(times[f"dnn on {backend}"][1:]))
+def summary(times: dict[str, list[float]]) -> dict[str, Figures]:
+    """By name: median, quartiles, and the median by that of the first, which is dnn."""
+    ours = float(np.median(next(iter(times.values()))))
     return {
         name: {
-            "ms": [round(float(q), 1) for q in np.percentile(values[1:], [25, 50, 75])],
-            "by dnn": round(float(np.median(values[1:])) / ours, 3),
+            "median": round(float(np.median(values)), 2),
+            "quartiles": [round(float(q), 2) for q in np.percentile(values, [25, 75])],
+            "by dnn": round(float(np.median(values)) / ours, 3),
         }
         for name, values in times.items()
     }
+
+
+def epoch(backend: str) -> Parts:
+    yield "MNIST's shape, batch 128, adam, float32", lambda: compare_epochs(backend)
+
+
+def compare_epochs(backend: str) -> Figures:
+    """60,000 examples of 784 bytes, batches of 128, Adam, shuffled: through fit, and through the peers' loops."""
+    from peers import Dnn, Jax, JaxEpochs, TorchEpochs, give_back_memory, installed_modes
+
+    generator = np.random.default_rng(0)
+    on_gpu = backend == "cupy"
+    m, sizes, rounds = (60_000 if on_gpu else 1_000), [784, 256, 128, 10], (ROUNDS if on_gpu else 2)
+    X, Y = generator.integers(0, 256, (m, 784), np.uint8), generator.integers(0, 10, m)
+    network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
+    on_device = get_backend(backend).asarray(X)
+    settings: Figures = {"epochs": 1, "batch_size": 128, "verbose": False}
+    runs: dict[str, Callable[[], object]] = {f"dnn on {backend}": lambda: network.fit(on_device, Y, **settings)}
+    if on_gpu:
+        fed = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
+        limit = limit_of_feeding(fed, X, Y, 128)
+        runs["dnn, fed from the host"] = lambda: fed.fit(X, Y, memory_limit=limit, **settings)
+    start = Dnn(sizes, X[:128].astype(np.float32), Y[:128], "adam", backend).weights()
+    failed: dict[str, str] = {}
+    for mode in installed_modes(backend):
+        if mode == "compiled":
+            continue
+        name = Jax.name if mode == "jax" else f"PyTorch {mode}"
+        try:
+            device = "cuda" if on_gpu else "cpu"
+            peer = JaxEpochs(start, X, Y, 128) if mode == "jax" else TorchEpochs(start, X, Y, 128, device, mode)
+            peer.epoch()
+        except Exception as error:  # as in peers.contenders
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            runs[name] = peer.epoch
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for name in [*runs] * (1 + rounds):
+        started = time.perf_counter()
+        runs[name]()
+        times[name].append(1e3 * (time.perf_counter() - started))
+    figures: Figures = {"ms an epoch": summary({name: values[1:] for name, values in times.items()})}
+    runs.clear()
+    give_back_memory(backend)
+    return figures | ({"failed": failed} if failed else {})
+
+
+STAGES: dict[str, Callable[[str], Parts]] = {
+    "suite": suite,
+    "parity": parity,
+    "small": small,
+    "wide": wide,
+    "epoch": epoch,
+}
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+BEGIN, END = "<!-- speed on a GPU: begin -->", "<!-- speed on a GPU: end -->"
+COLUMNS = ["dnn", "PyTorch eager", "PyTorch compiled", "PyTorch graph", "JAX jit"]
+
+
+def write_table(folder: Path, readme: Path) -> None:
+    """The figures of every device with results, between the two marks in the readme; nothing where there are none."""
+    texts = [table(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    between = "\n\n".join(text for text in texts if text)
+    before, mark, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        sys.exit(f"gpu_check: {readme}: expected the marks {BEGIN} and {END}, to put the table between them")
+    text = f"{before}{BEGIN}\n{between}\n{END}{after}" if between else f"{before}{BEGIN}\n{END}{after}"
+    if text != readme.read_text():
+        write_whole({str(readme): text.encode()})
+
+
+def table(results: Figures) -> str:
+    """In Markdown; empty where nothing of speed is measured. Times are medians, peers' with their ratio to dnn's."""
+    rows, parts = [], []
+    for name, part in results["parts"].items():
+        measured = next((part[unit] for unit in ("us a step", "ms an epoch") if unit in part), None)
+        if measured is None or not part["ok"]:
+            continue
+        parts.append(part)
+        unit = "µs" if "us a step" in part else "ms"
+        # "dnn on cupy" is the column dnn
+        times = {"dnn" if key.startswith("dnn on ") else key: value for key, value in measured.items()}
+        share = f"{part['share of it']:.0%}" if "share of it" in part else ""
+        rows.append([name.split(": ", 1)[1], *(cell(times.get(column), unit) for column in COLUMNS), share])
+        if fed := times.get("dnn, fed from the host"):
+            rows.append([f"{rows[-1][0]}, fed from the host", cell(fed, unit), *[""] * len(COLUMNS)])
+    if not rows:
+        return ""
+    head = ["a step or an epoch of", *COLUMNS, "of the product rate"]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join([caption(results["device"], parts), "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def cell(figures: Figures | None, unit: str) -> str:
+    if figures is None:
+        return ""
+    ratio = "" if figures["by dnn"] == 1 else f" ({figures['by dnn']:.2f})"
+    return f"{figures['median']:.4g} {unit}{ratio}"
+
+
+def caption(device: str, parts: list[Figures]) -> str:
+    commits = ", ".join(dict.fromkeys(part["commit"] for part in parts))
+    dates = sorted({part["date"] for part in parts})
+    versions = parts[-1]["versions"]
+    names = ["python", "numpy", "CuPy", "nvmath-python", "driver", "torch", "jax"]
+    with_ = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    return (
+        f"{device}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}; {with_}. "
+        "Medians; in brackets, as a multiple of dnn's."
+    )
 
 
 if __name__ == "__main__":

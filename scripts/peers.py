@@ -2,34 +2,50 @@
 
 Each has `name`, `steps(n)`, which queues n steps, `wait()`, and `weights()`, [W1, b1, ...] as NumPy arrays. All start
 from the same weights and see the same batch; the loss is the mean cross-entropy of a softmax.
+
+precision   float32: products of float32 numbers, not rounded to TF32; bfloat16: layers in bfloat16, float32 weights
+            beside them, each library's own way of it
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# JAX would take three quarters of the card's memory before the others have theirs
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import numpy as np
 
 import dnn
+from backends import get_backend
 from dnn.data import prepare
 from dnn.step import TrainStep
+
+PRECISIONS = ("float32",)
+"""Those that dnn has, of float32 and bfloat16. For another, bind its step in `Dnn` and give its dtype in `dtype_of`."""
 
 LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
 class Dnn:
-    def __init__(self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str) -> None:
+    def __init__(
+        self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str, precision: str = "float32"
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"dnn computes in {', '.join(PRECISIONS)} here, not in {precision}")
         self.name = f"dnn on {backend}"
         self._network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
         self._backend = self._network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
         with self._backend.stream():
-            examples = prepare(self._network, X, Y, fitting=True)
+            examples = prepare(self._network, X, Y, fitting=True).on(self._backend)
             self._step = TrainStep(self._network, configuration.bind(self._network.parameters), examples, len(X))
             self._step.load(self._backend.asarray(np.arange(len(X))))
         self._run = self._backend.capture(self._step)
@@ -52,7 +68,14 @@ class Torch:
     """mode: eager, compiled (torch.compile, max-autotune), graph (the whole step as one CUDA graph)."""
 
     def __init__(
-        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str, device: str, mode: str
+        self,
+        start: list[np.ndarray],
+        X: np.ndarray,
+        Y: np.ndarray,
+        optimizer: str,
+        device: str,
+        mode: str,
+        precision: str = "float32",
     ) -> None:
         import torch
 
@@ -76,6 +99,14 @@ class Torch:
 
         def loss(X: Any, Y: Any) -> Any:
             return torch.nn.functional.cross_entropy(model(X), Y)
+
+        if precision == "bfloat16":
+            loss_in_32 = loss
+
+            def loss(X: Any, Y: Any) -> Any:
+                # a cast weight is used once a step: there is nothing to keep, and what is kept cannot be recorded
+                with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False):
+                    return loss_in_32(X, Y)
 
         self._loss = torch.compile(loss, mode="max-autotune") if mode == "compiled" else loss
         self._one = self._step
@@ -130,15 +161,21 @@ class Jax:
 
     name = "JAX jit"
 
-    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str) -> None:
+    def __init__(
+        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str, precision: str = "float32"
+    ) -> None:
         import jax
         import jax.numpy as jnp
 
+        def linear(A: Any, W: Any, b: Any) -> Any:
+            # without "highest" JAX rounds float32 to TF32 on a GPU; of bfloat16 it changes nothing
+            return jnp.matmul(A, W.T, precision="highest") + b
+
         def loss(theta: list[Any], X: Any, Y: Any) -> Any:
-            A = X
+            A, *theta = (array.astype(precision) for array in (X, *theta))
             for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
-                A = jax.nn.relu(A @ W.T + b)
-            Z = A @ theta[-2].T + theta[-1]
+                A = jax.nn.relu(linear(A, W, b))
+            Z = linear(A, theta[-2], theta[-1]).astype("float32")
             return -jnp.take_along_axis(jax.nn.log_softmax(Z), Y[:, None], axis=1).mean()
 
         def step(theta: list[Any], state: Any, X: Any, Y: Any) -> tuple[Any, Any]:
@@ -175,11 +212,17 @@ class Jax:
 
 
 class TorchEpochs:
-    """Epochs of the plain loop: bytes on the device, one permutation an epoch, fused Adam, no item() inside."""
+    """Epochs of the plain loop: bytes on the device, one permutation an epoch, fused Adam, no item() inside.
 
-    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, device: str) -> None:
-        self._one = Torch(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam", device, "eager")
-        self.name, self._batch_size = "PyTorch eager", batch_size
+    mode "graph": the step of a full batch replayed on buffers that the rows are copied into.
+    """
+
+    def __init__(
+        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, device: str, mode: str = "eager"
+    ) -> None:
+        self._one = Torch(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam", device, mode)
+        self.name, self._batch_size, self._mode = self._one.name, batch_size, mode
+        self._recorded_X, self._recorded_Y = self._one._X, self._one._Y
         self._X, self._Y = (self._one._torch.from_numpy(array).to(device) for array in (X, Y))
 
     def epoch(self) -> None:
@@ -187,9 +230,14 @@ class TorchEpochs:
         order = one._torch.randperm(m, device=self._X.device)
         for start in range(0, m, self._batch_size):
             rows = order[start : start + self._batch_size]
-            one._X = self._X.index_select(0, rows).float().mul_(1 / 255)
-            one._Y = self._Y.index_select(0, rows)
-            one._step()
+            X, Y = self._X.index_select(0, rows), self._Y.index_select(0, rows)
+            if self._mode == "graph" and len(rows) == self._batch_size:
+                self._recorded_X.copy_(X).mul_(1 / 255)
+                self._recorded_Y.copy_(Y)
+                one._one()
+            else:
+                one._X, one._Y = X.float().mul_(1 / 255), Y
+                one._step()
         one.wait()
 
 
@@ -220,46 +268,115 @@ class JaxEpochs:
         one.wait()
 
 
-def contenders(sizes: list[int], m: int, optimizer: str, backend: str, modes: list[str]) -> list[Any]:
-    """dnn first, then every peer that is installed; each checked to end where dnn ends after five steps."""
+def contenders(
+    sizes: list[int], m: int, optimizer: str, backend: str, modes: list[str], precision: str = "float32"
+) -> tuple[list[Any], dict[str, str]]:
+    """dnn first, then the peers of these modes, each checked to end where dnn ends after five steps; what failed, why.
+
+    A peer that cannot be run here, or that computes something else, is left out and says why.
+    """
     generator = np.random.default_rng(0)
     X = generator.standard_normal((m, sizes[0]), np.float32)
     Y = generator.integers(0, sizes[-1], m)
     device = "cuda" if backend == "cupy" else "cpu"
+    every: list[Any] = [Dnn(sizes, X, Y, optimizer, backend, precision)]
+    start = every[0].weights()
+    failed: dict[str, str] = {}
+    expected = _after_five_steps(every[0])
+    for mode in modes:
+        name = Jax.name if mode == "jax" else f"PyTorch {mode}"
+        try:
+            if mode == "jax":
+                peer: Any = Jax(start, X, Y, optimizer, precision)
+            else:
+                peer = Torch(start, X, Y, optimizer, device, mode, precision)
+            apart = difference(_after_five_steps(peer), expected, optimizer)
+            if not apart < TOLERANCE[precision]:
+                raise ValueError(f"computes something else: weights differ by {apart:.2g} after 5 steps")
+        except Exception as error:  # another library's failure, whatever it is, is no reason to lose the rest
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"{name}: {failed[name]}", file=sys.stderr)
+        else:
+            every.append(peer)
+    return every, failed
 
-    def made() -> list[Any]:
-        ours = Dnn(sizes, X, Y, optimizer, backend)
-        start, peers = ours.weights(), []
-        for mode in modes:
-            peers.append(Jax(start, X, Y, optimizer) if mode == "jax" else Torch(start, X, Y, optimizer, device, mode))
-        return [ours, *peers]
 
-    every = made()
-    for contender in every:
-        contender.steps(5)
-        contender.wait()
-    expected = every[0].weights()
-    for contender in every[1:]:
-        pairs = zip(contender.weights(), expected, strict=True)
-        differences = np.concatenate([np.abs(a - b).ravel() for a, b in pairs])
-        # Adam divides a gradient by its own size: in float32 rounding alone moves some weights by a whole step, and in
-        # float64 the two agree to 1e-13. What is computed differently moves most of them
-        furthest = float(np.quantile(differences, 0.9) if optimizer == "adam" else differences.max())
-        if not furthest < 1e-4:
-            sys.exit(f"{contender.name} computes something else: weights differ by {furthest} after 5 steps")
-    return every
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-3}
+"""Of weights after five steps. In bfloat16 a gradient has three digits: the peers end up to 1e-3 from float32."""
+
+
+def difference(weights: list[np.ndarray], expected: list[np.ndarray], optimizer: str) -> float:
+    """How far these weights are from the expected."""
+    differences = np.concatenate([np.abs(a - b).ravel() for a, b in zip(weights, expected, strict=True)])
+    # Adam divides a gradient by its own size: in float32 rounding alone moves some weights by a whole step, and in
+    # float64 the two agree to 1e-13. What is computed differently moves most of them
+    return float(np.quantile(differences, 0.9) if optimizer == "adam" else differences.max())
+
+
+def _after_five_steps(contender: Any) -> list[np.ndarray]:
+    contender.steps(5)
+    contender.wait()
+    return contender.weights()
+
+
+def dtype_of(precision: str) -> Any:
+    """The dtype of dnn's products in this precision."""
+    return {"float32": np.float32}[precision]
+
+
+def product_rate(backend: str, precision: str, n: int, rounds: int = 15) -> float:
+    """TFLOP/s of a product of two (n, n) matrices: the median."""
+    import time
+
+    its, generator = get_backend(backend), np.random.default_rng(0)
+    # of numbers as they come: zeros draw less power, and a card that draws less runs faster
+    a, b = (
+        its.asarray(generator.standard_normal((n, n), np.float32)).astype(dtype_of(precision), copy=False)
+        for _ in range(2)
+    )
+    out = its.empty((n, n), a.dtype)
+    rates = []
+    for _ in range(rounds):
+        its.synchronize()
+        started = time.perf_counter()
+        for _ in range(3):
+            its.xp.dot(a, b, out=out)
+        its.synchronize()
+        rates.append(3 * 2 * n**3 / (time.perf_counter() - started) / 1e12)
+    return float(np.median(rates[1:]))
+
+
+def give_back_memory(backend: str) -> None:
+    """What the contenders of one comparison held is free for those of the next."""
+    gc.collect()
+    if "torch" in sys.modules and backend == "cupy":
+        sys.modules["torch"].cuda.empty_cache()
+    if backend == "cupy":
+        get_backend(backend).xp.get_default_memory_pool().free_all_blocks()
 
 
 def installed_modes(backend: str) -> list[str]:
-    """The peers that are here: torch's modes and jax. Those that are not are named on stderr."""
+    """The peers that can be run on this backend's device: torch's modes and jax. Others are named on stderr."""
     from importlib.util import find_spec
 
     modes = []
-    if find_spec("torch"):
-        modes += ["eager", "compiled", *(["graph"] if backend == "cupy" else [])]
-    if find_spec("jax"):
-        modes.append("jax")
     for name in ("torch", "jax"):
         if not find_spec(name):
             print(f"{name} is not installed: left out", file=sys.stderr)
+        elif backend == "cupy" and not _has_gpu(name):
+            print(f"{name} is installed but sees no GPU: left out", file=sys.stderr)
+        elif name == "jax":
+            modes.append("jax")
+        else:
+            modes += ["eager", "compiled", *(["graph"] if backend == "cupy" else [])]
     return modes
+
+
+def _has_gpu(name: str) -> bool:
+    if name == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    import jax
+
+    return jax.default_backend() == "gpu"

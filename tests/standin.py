@@ -2,25 +2,28 @@
 
 What CuPy refuses is refused here (np.asarray of a device array, NumPy operands, `dot(out=)` of another dtype or order,
 ufunc arguments beyond out, dtype and casting); what it does in silence is counted (allocations, copies between host
-and device, waits for the device, hidden copies). `empty` is poisoned, rows out of range wrap.
+and device, waits for the device, hidden copies). `empty` is poisoned, rows out of range wrap. Launches are done at
+once; a copy on a stream of its own as late as it may be, and one that may hit what is still in use is an error.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 
-from backends import Backend, register
+from backends import Backend, Feeder, register
+from backends.cupy_backend import PinnedFeeder
 
 
 class Device:
-    """`counts` of what was asked of the device: launches, products, allocations, hidden_copies, h2d, d2h, syncs."""
+    """`counts` of what was asked of the device: launches, products, allocations, hidden_copies, h2d, d2h, syncs, and
+    event_waits of the host, for a point in the work and not for all of it."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -45,6 +48,60 @@ class Device:
 
 
 device = Device()
+
+
+class Stream:
+    """Work in its order. `sees`: how much of each stream's work is sure to be done before what is queued here next."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.queued = 0
+        self.copies: list[tuple[int, Callable[[], None]]] = []
+        self.sees: Counter[Stream] = Counter()
+
+    def wait_event(self, event: Event) -> None:
+        _do_copies(event.sees)
+        self.sees |= event.sees
+
+    def synchronize(self) -> None:
+        device.count("syncs")
+        _host_sees(self.sees | Counter({self: self.queued}))
+
+
+class Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.sees: Counter[Stream] = Counter()
+
+    def record(self, stream: Stream) -> None:
+        self.sees = stream.sees | Counter({stream: stream.queued})
+
+    def synchronize(self) -> None:
+        device.count("event_waits")
+        _host_sees(self.sees)
+
+
+HOST = Stream()
+"""Its `sees` is what the host has waited for."""
+MAIN = Stream()
+"""Where launches go."""
+last_read: dict[int, int] = {}
+"""By the address of device memory: the launch on MAIN that took rows of it."""
+last_copied: dict[int, tuple[Stream, int]] = {}
+"""By the address of host memory: the copy from it."""
+
+
+def _do_copies(sees: Counter[Stream]) -> None:
+    for stream, number in sees.items():
+        while stream.copies and stream.copies[0][0] <= number:
+            stream.copies.pop(0)[1]()
+
+
+def _host_sees(sees: Counter[Stream]) -> None:
+    _do_copies(sees)
+    HOST.sees |= sees
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def new(host: np.ndarray) -> DeviceArray:
@@ -102,6 +159,19 @@ class DeviceArray:
         device.count("d2h")
         device.count("syncs")
         return self.host.copy()
+
+    def set(self, source: np.ndarray, stream: Stream) -> None:
+        device.count("h2d")
+        if source.dtype != self.dtype or source.shape != self.shape:
+            raise ValueError("set takes an array of the same dtype and shape")
+        if (stream.sees | HOST.sees)[MAIN] < last_read.get(_address(self.host), 0):
+            raise RuntimeError("a copy into device memory that may still be read")
+        before, number = last_copied.get(_address(source), (stream, 0))
+        if HOST.sees[before] < number:
+            raise RuntimeError("host memory was written that may still be copied")
+        stream.queued += 1
+        stream.copies.append((stream.queued, lambda: np.copyto(self.host, source)))
+        last_copied[_address(source)] = (stream, stream.queued)
 
     def _read(self, kind: Any) -> Any:
         device.count("d2h")
@@ -176,10 +246,23 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.dot(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
 
 
+class Cuda:
+    Stream, Event = Stream, Event
+
+    def get_current_stream(self) -> Stream:
+        return MAIN
+
+
 class Module:
     """`xp`: the functions of NumPy that the engine uses, by CuPy's rules."""
 
     ndarray = DeviceArray
+    cuda = Cuda()
+
+    def empty(self, shape: Any, dtype: Any) -> DeviceArray:
+        array = np.empty(shape, dtype)
+        array.view(np.uint8).fill(0xFF)  # nan as a float, -1 as an integer
+        return new(array)
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(np, name)
@@ -239,6 +322,8 @@ class Module:
             return _launched(np.take(a.host, rows.host, axis, mode="wrap"))
         if out.dtype != a.dtype:
             raise TypeError("output dtype mismatch")
+        MAIN.queued += 1
+        last_read[_address(a.host)] = MAIN.queued
         np.take(a.host, rows.host, axis, out=out.host, mode="wrap")
         return _launched(None, out)
 
@@ -274,9 +359,7 @@ class StandinBackend(Backend):
         return isinstance(array, DeviceArray)
 
     def empty(self, shape: Any, dtype: Any) -> DeviceArray:
-        array = np.empty(shape, dtype)
-        array.view(np.uint8).fill(0xFF)  # nan as a float, -1 as an integer
-        return new(array)
+        return self.xp.empty(shape, dtype)
 
     def zeros(self, shape: Any, dtype: Any) -> DeviceArray:
         return new(np.zeros(shape, dtype))
@@ -286,6 +369,9 @@ class StandinBackend(Backend):
             return array if dtype is None else array.astype(dtype, copy=False)
         device.count("h2d")
         return new(np.array(array, dtype))
+
+    def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
+        return PinnedFeeder(self.xp, np.empty, source, batch_size)
 
     def to_numpy(self, array: Any) -> np.ndarray:
         return array.get() if isinstance(array, DeviceArray) else np.asarray(array)

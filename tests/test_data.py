@@ -25,7 +25,7 @@ def network_of(output: str = "sigmoid", units: int = 1, **settings) -> dnn.Netwo
 
 def as_a_batch(network: dnn.Network, given) -> np.ndarray:
     """These examples as the first layer sees them."""
-    examples = prepare(network, given)
+    examples = prepare(network, given).on(network.backend)
     step = Forward(network, examples, examples.m)
     step.load(network.backend.asarray(np.arange(examples.m)))
     return network.backend.to_numpy(step.X)
@@ -75,7 +75,7 @@ class Tensor:
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_form_of_the_same_examples_is_the_same_array(given, dtype, backend: Backend):
-    prepared = prepare(network_of(dtype=dtype, backend=backend.name), given).X
+    prepared = prepare(network_of(dtype=dtype, backend=backend.name), given).on(backend).X
     assert backend.owns(prepared) and prepared.dtype == dtype and prepared.flags.c_contiguous
     np.testing.assert_array_equal(backend.to_numpy(prepared), X.astype(dtype))
 

@@ -426,6 +426,7 @@ def test_a_fused_step_is_seven_launches_an_update_and_its_products(optimizer, up
     network = dnn.Network([20, 64, 32, 10], output="softmax", backend=fused_standin)
     generator = np.random.default_rng(0)
     examples = prepare(network, generator.standard_normal((32, 20)), np.arange(32) % 10, fitting=True)
+    examples = examples.on(network.backend)
     step = TrainStep(network, optimizer.bind(network.parameters), examples, 32)
     step.load(network.backend.asarray(np.arange(32)))
     with standin.device.capture() as counts:

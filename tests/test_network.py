@@ -81,7 +81,7 @@ def test_many_batches_give_what_one_gives(backend: Backend, monkeypatch):
     # wide layers make small batches: 16 MB of activations at most
     network = dnn.Network([2, 100_000, 2], output="softmax", backend=backend.name)
     rows = np.random.default_rng(1).standard_normal((50, 2)).astype(np.float32)
-    batches = [step.batch_size for _, step in network._batches(dnn.data.prepare(network, rows))]
+    batches = [step.batch_size for step in network._batches(dnn.data.prepare(network, rows))]
     assert len(batches) == 2 and sum(batches) == 50
     each = np.vstack([network.predict_proba(row[None]) for row in rows])
     np.testing.assert_allclose(network.predict_proba(rows), each, rtol=1e-4)

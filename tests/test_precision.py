@@ -17,6 +17,7 @@ from backends.cupy_backend import CupyBackend, _precisions, _Products
 from dnn import functional
 from dnn.cli import main
 from dnn.data import prepare
+from dnn.memory import GB, training_bytes
 from dnn.precision import Scaled, working_copies
 from dnn.step import ACTIVATIONS, MixedStep, TrainStep
 
@@ -41,6 +42,7 @@ def problem(
     X = generator.integers(0, 256, (m, 20)).astype(np.uint8) if of_bytes else generator.standard_normal((m, 20))
     Y = generator.standard_normal((m, K)) if output == "linear" else generator.integers(0, 2, (m, K))
     examples = prepare(network, X, generator.integers(0, K, m) if output == "softmax" else Y, fitting=True)
+    examples = examples.on(network.backend)
     update = optimizer.bind(network.parameters)
     network._mixed = working_copies(precision, network.parameters)
     if network._mixed is None:
@@ -178,6 +180,25 @@ def test_a_training_on_fused_kernels_is_the_plain_one(precision, optimizer, fuse
     assert apart(own_weights, weights) < 6 * rounding and apart(own_weights, exact) < 6 * rounding
     # and not float32's, whose sums in another order differ by less
     assert apart(own_weights, exact) > 5e-6
+
+
+@pytest.mark.parametrize("of_bytes", [False, True])
+@pytest.mark.parametrize("precision", LOW)
+def test_batches_fed_from_the_host_give_what_those_on_the_device_give(precision, of_bytes, monkeypatch):
+    generator = np.random.default_rng(0)
+    X, Y = generator.integers(0, 256, (200, 300)).astype(np.uint8 if of_bytes else np.float32), np.arange(200) % 3
+    feeders, weights = [], []
+    backend = get_backend("standin")
+    feeder = backend.feeder
+    monkeypatch.setattr(backend, "feeder", lambda *given: feeders.append(given) or feeder(*given), raising=False)
+    for fed in (False, True):
+        network = dnn.Network([300, 8, 3], output="softmax", input_scale=1 / 255, backend="standin")
+        examples, optimizer = prepare(network, X, Y, fitting=True), dnn.Adam()
+        limit = (1 + training_bytes(network, examples, 200, 16, optimizer, True, precision)) / GB if fed else None
+        network.fit(X, Y, epochs=2, batch_size=16, optimizer=optimizer, memory_limit=limit, precision=precision)
+        weights.append(network.parameters.flat.get())
+    assert len(feeders) == 1
+    np.testing.assert_array_equal(*weights)
 
 
 def test_validation_is_in_the_networks_dtype():

@@ -30,7 +30,7 @@ def problem(sizes, output: str, backend: str, m: int, dtype="float32", optimizer
     for layer in range(1, len(sizes)):
         # with biases of zero a unit whose inputs are all dead sits on relu's kink
         network.parameters[f"b{layer}"] = generator.standard_normal(sizes[layer])
-    examples = prepare(network, X, Y, fitting=True)
+    examples = prepare(network, X, Y, fitting=True).on(network.backend)
     step = TrainStep(network, optimizer.bind(network.parameters), examples, m)
     rows = network.backend.asarray(np.arange(m))
     step.load(rows)

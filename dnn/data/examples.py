@@ -1,15 +1,15 @@
-"""X and Y as a user has them -> checked, flattened, scaled arrays on the network's device, once, at the door."""
+"""X and Y as a user has them -> checked, flattened, scaled arrays, once, at the door."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends import Array, backend_of, get_backend
+from backends import Array, Backend, backend_of, get_backend
 from dnn.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Examples:
-    """X (m, n_in) on the network's device, and targets as the network's output takes them, or None.
+    """X (m, n_in), on the network's device or on the host; targets, on the device, as the output takes them, or None.
+
+    Of an X on the host the device sees a batch at a time (see `dnn.step.Batches`).
 
     Bytes stay bytes, a quarter of the memory, with the `scale` that a batch is multiplied by, of the network's dtype.
     Anything else is in that dtype and scaled already: then `scale` is None.
@@ -35,6 +37,10 @@ class Examples:
     def m(self) -> int:
         return self.X.shape[0]
 
+    def on(self, backend: Backend) -> Examples:
+        """The same, with X on the backend's device."""
+        return replace(self, X=backend.asarray(self.X))
+
 
 NO_LABELS = object()
 """What `prepare` is given where nobody asks for targets. None is no such thing: it is labels that went missing."""
@@ -44,7 +50,8 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
     """The examples for this network. `fitting` lets the first ones decide an automatic input_scale.
 
     X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y by output: see `targets_for`. DataError
-    names what does not fit. A NumPy X that needs no conversion is used as it is, not copied.
+    names what does not fit. A NumPy X that needs no conversion is used as it is, not copied. X stays on the host, or on
+    the network's device if it is there: whether it moves is for those to say who know what else must fit.
     """
     X = _as_array(name, X)
     _check_shape(network, name, X)
@@ -129,7 +136,7 @@ def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
 
 
 def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float) -> Array:
-    """(m, n_in) on the network's device, C-contiguous, in this dtype, times `scale`, every number finite."""
+    """(m, n_in), C-contiguous, in this dtype, times `scale`, every number finite; on the host, or where X is."""
     backend = network.backend
     m, n_in = X.shape[0], network.layer_sizes[0]
     if _is_device_array(X):
@@ -148,7 +155,7 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float)
         host = X.reshape(m, n_in)
         for start, stop in _chunks(m, n_in):
             _check_finite(name, host[start:stop], start, dtype)
-        return backend.asarray(host)
+        return host
     host = _new_host_array(name, (m, n_in), dtype)
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
@@ -157,7 +164,7 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float)
         if scale != 1:
             rows *= dtype.type(scale)
         _check_finite(name, rows, start, dtype)
-    return backend.asarray(host)
+    return host
 
 
 def _new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
