@@ -12,7 +12,7 @@ from ml_dtypes import bfloat16
 from standin import device
 
 import dnn
-from backends import get_backend
+from backends import Backend, get_backend
 from backends.cupy_backend import CupyBackend, _precisions, _Products
 from dnn import functional
 from dnn.cli import main
@@ -51,6 +51,14 @@ def problem(
         step = MixedStep(network, update, examples, m, network._mixed)
     step.load(network.backend.asarray(np.arange(m)))
     return network, step
+
+
+on_devices = pytest.mark.parametrize("backend", ["standin", "cupy"], indirect=True)
+
+
+def needs(backend: Backend, precision: str | None) -> None:
+    if precision not in (None, *backend.precisions):
+        pytest.skip(f"{backend!r} has no {precision}")
 
 
 def run(step: TrainStep, times: int = 1) -> None:
@@ -92,8 +100,11 @@ def scale_of(network: dnn.Network) -> float:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("precision", LOW)
-def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activation, of_bytes):
-    exact, low = (problem(p, output, activation=activation, of_bytes=of_bytes)[1] for p in (None, precision))
+@on_devices
+def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activation, of_bytes, backend: Backend):
+    needs(backend, precision)
+    settings = {"backend": backend.name, "activation": activation, "of_bytes": of_bytes}
+    exact, low = (problem(p, output, **settings)[1] for p in (None, precision))
     if precision == "float16":
         low._mixed.loss_scale[...] = 2.0**10  # with the first one some of these overflow
     for step in (exact, low):
@@ -105,7 +116,7 @@ def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activ
     assert loss_of(low) == pytest.approx(loss_of(exact), rel=4 * LOW[precision])
     assert low.output.loss.dtype == low.output.Z.dtype == np.float32
     working = low.X, low._layers[-1][3], low._backward[0][0]
-    assert {array.dtype for array in working} == {get_backend("standin").precisions[precision]}
+    assert {array.dtype for array in working} == {backend.precisions[precision]}
 
 
 def test_a_gradient_that_was_not_unscaled_would_be_seen():
@@ -212,11 +223,13 @@ def test_validation_is_in_the_networks_dtype():
 
 
 @pytest.mark.parametrize("precision", [None, "tf32", *LOW])
-def test_it_learns(precision):
+@on_devices
+def test_it_learns(precision, backend: Backend):
+    needs(backend, precision)
     generator = np.random.default_rng(0)
     X = generator.standard_normal((400, 10))
     Y = (X[:, 0] * X[:, 1] > 0).astype(int)
-    network = dnn.Network([10, 32, 16, 1], backend="standin")
+    network = dnn.Network([10, 32, 16, 1], backend=backend.name)
     history = network.fit(X, Y, epochs=40, batch_size=32, optimizer=dnn.Adam(3e-3), precision=precision).history
     assert history["accuracy"][-1] > 0.95
 
@@ -224,11 +237,13 @@ def test_it_learns(precision):
 # ----------------------------------------------------------------------------------- the loss scale
 
 
-@pytest.mark.parametrize("backend", ["standin", "fused_standin"])
+@pytest.mark.parametrize("device_of", ["backend", "fused_standin"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("good_steps", [0, 3])
-def test_an_overflow_leaves_every_bit_and_halves_the_scale(good_steps, optimizer, backend, request):
-    name = request.getfixturevalue("fused_standin") if backend == "fused_standin" else backend
+@on_devices
+def test_an_overflow_leaves_every_bit_and_halves_the_scale(good_steps, optimizer, device_of, backend, request):
+    needs(backend, "float16")
+    name = backend.name if device_of == "backend" else request.getfixturevalue(device_of)
     # a batch of two: dZ is large, and overflows under the largest scale
     network, step = problem("float16", optimizer=optimizer, backend=name, m=2)
     run(step, good_steps)
