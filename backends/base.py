@@ -68,6 +68,8 @@ class Backend(ABC):
     name: str
     xp: Any
     kernels: Mapping[str, Callable[..., None]] = {}
+    precisions: Mapping[str, np.dtype] = {}
+    """What a training step of a float32 network can compute in besides, by name, with the dtype of its arrays."""
 
     @property
     @abstractmethod
@@ -102,10 +104,11 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> np.ndarray:
         """`array` on the host. It waits for the work that makes it; a NumPy array comes back as it is."""
 
-    def fused(self, function: Callable[..., None]) -> Callable[..., None]:
+    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
         """This backend's own version of `function`, looked up by its name, or `function` itself.
 
         Both have one signature and one effect: `function`, written in `xp`, is the specification of the other.
+        `precision` is one of `precisions`: with tf32 the products in it may round what they multiply.
         """
         return self.kernels.get(function.__name__, function)
 

@@ -15,6 +15,9 @@ from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
 from backends.kernels.products import gemm_arguments
 
+_CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
+"""cudaDataType_t, from CUDA's library_types.h."""
+
 _WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
 
 
@@ -24,8 +27,15 @@ class CupyBackend(Backend):
     def __init__(self) -> None:
         self.xp = _usable_cupy()
         self._stream = self.xp.cuda.Stream(non_blocking=True)
-        self._compiler = _CupyCompiler(self.xp)
-        self.kernels = {name: factory(self._compiler) for name, factory in FACTORIES.items()}
+        products = _own_products(self.xp)
+        self._capturable = products is not None
+        compiler = _CupyCompiler(self.xp, products or self._cupys_product)
+        self.kernels = {name: factory(compiler) for name, factory in FACTORIES.items()}
+        self.precisions = _precisions(self.xp) if products else {}
+        if products:
+            # compiled when first used, so not at all where nobody asks for tf32
+            compiler = _CupyCompiler(self.xp, products.tf32)
+            self._tf32 = {name: factory(compiler) for name, factory in FACTORIES.items()}
 
     @property
     def device(self) -> str:
@@ -51,7 +61,8 @@ class CupyBackend(Backend):
             "CuPy": cupy.__version__,
             "CUDA": f"{_version(runtime.runtimeGetVersion())}, driver for {_version(runtime.driverGetVersion())}",
             "kernel cache": cache,
-            "steps": "replayed as CUDA graphs" if self._compiler.capturable else "eager: install nvmath-python",
+            "steps": "replayed as CUDA graphs" if self._capturable else "eager: install nvmath-python",
+            "precisions": ", ".join(["float32", "float64", *self.precisions]),
         }
 
     def owns(self, array: object) -> bool:
@@ -72,8 +83,15 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
+    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
+        kernels = self._tf32 if precision == "tf32" else self.kernels
+        return kernels.get(function.__name__, function)
+
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        return _Graph(self.xp, step) if self._compiler.capturable else step
+        return _Graph(self.xp, step) if self._capturable else step
+
+    def _cupys_product(self, a: Array, b: Array, out: Array) -> None:
+        self.xp.dot(a, b, out=out)
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         from cupyx import empty_pinned
@@ -195,19 +213,44 @@ class _Products:
         # allocated here, once: a graph keeps the address
         self._workspace = cupy.empty(self.WORKSPACE, np.uint8)
         self._stream: int | None = None
-        self._gemms = {}
-        for gemm, dtype in ((cublas.sgemm, np.float32), (cublas.dgemm, np.float64)):
-            one, zero = np.ones(1, dtype), np.zeros(1, dtype)
-            self._gemms[np.dtype(dtype)] = (gemm, one, zero)
+        # sums in 16 bits are left out: those of a product's parts too
+        cublas.set_math_mode(self._handle, cublas.Math.DISALLOW_REDUCED_PRECISION_REDUCTION)
+        compute = cublas.ComputeType
+
+        def gemm_in(data_type: int, compute_type: int) -> Callable[..., None]:
+            def gemm(*given: Any) -> None:
+                *ops_and_sizes, one, first, first_ld, second, second_ld, zero, out, out_ld = given
+                a, b, c = (first, data_type, first_ld), (second, data_type, second_ld), (out, data_type, out_ld)
+                cublas.gemm_ex(*ops_and_sizes, one, *a, *b, zero, *c, compute_type, cublas.GemmAlgo.DEFAULT)
+
+            return gemm
+
+        # by dtype.char: float32, float64, float16, bfloat16; and tf32
+        self._gemms: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
+        for name, gemm, factors in (
+            ("f", cublas.sgemm, np.float32),
+            ("d", cublas.dgemm, np.float64),
+            ("tf32", gemm_in(_CUDA_R_32F, compute.COMPUTE_32F_FAST_TF32), np.float32),
+            ("e", gemm_in(_CUDA_R_16F, compute.COMPUTE_32F), np.float32),
+            ("E", gemm_in(_CUDA_R_16BF, compute.COMPUTE_32F), np.float32),
+        ):
+            self._gemms[name] = (gemm, np.ones(1, factors), np.zeros(1, factors))
 
     def __call__(self, a: Array, b: Array, out: Array) -> None:
+        self._product(out.dtype.char, a, b, out)
+
+    def tf32(self, a: Array, b: Array, out: Array) -> None:
+        """Float32 matrices are rounded to TF32 where they are multiplied; a product with ones, db, stays exact."""
+        self._product("tf32" if out.dtype.char == "f" and a.ndim == 2 else out.dtype.char, a, b, out)
+
+    def _product(self, kind: str, a: Array, b: Array, out: Array) -> None:
         stream = self._cupy.cuda.get_current_stream().ptr
         if stream != self._stream:
             self._set_stream(self._handle, stream)
             # cuBLAS goes back to a workspace of its own whenever the stream changes
             self._set_workspace(self._handle, self._workspace.data.ptr, self.WORKSPACE)
             self._stream = stream
-        gemm, one, zero = self._gemms[out.dtype]
+        gemm, one, zero = self._gemms[kind]
         first_op, second_op, m, n, k, first, first_ld, second, second_ld, out_ld = gemm_arguments(a, b, out)
         gemm(
             self._handle,
@@ -230,15 +273,9 @@ class _Products:
 class _CupyCompiler:
     """Kernels are compiled at their first launch, and kept in CuPy's cache folder."""
 
-    def __init__(self, cupy: Any) -> None:
+    def __init__(self, cupy: Any, dot: Callable[[Array, Array, Array], None]) -> None:
         self._cupy = cupy
-        self.dot: Callable[[Array, Array, Array], None] = lambda a, b, out: cupy.dot(a, b, out=out)
-        self.capturable = False
-        try:
-            self.dot = _Products(cupy)
-            self.capturable = True
-        except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
-            log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
+        self.dot = dot
 
     def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
         return self._cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, f"dnn_{kernel.name}")
@@ -255,6 +292,27 @@ class _CupyCompiler:
             functions[dtype]((blocks,), (threads,), arguments)
 
         return launch
+
+
+def _own_products(cupy: Any) -> _Products | None:
+    try:
+        return _Products(cupy)
+    except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
+        log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
+        return None
+
+
+def _precisions(cupy: Any) -> dict[str, np.dtype]:
+    """What this device multiplies in hardware, of what its products and its array library know."""
+    found: dict[str, np.dtype] = {"float16": np.dtype(np.float16)}
+    if int(cupy.cuda.Device().compute_capability) >= 80:
+        found = {"tf32": np.dtype(np.float32)} | found
+        with suppress(Exception):  # no ml_dtypes, or a NumPy that CuPy does not trust with it
+            from ml_dtypes import bfloat16
+
+            cupy.empty(1, bfloat16)
+            found["bfloat16"] = np.dtype(bfloat16)
+    return found
 
 
 def _version(number: int) -> str:

@@ -32,6 +32,8 @@ def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scrat
     source.take(rows, axis=0, out=scratch, mode="clip")
     if scale is not None:
         np.multiply(scratch, scale, out=out)
+    elif scratch is not out:
+        out[...] = scratch
 
 
 class NumpyBackend(Backend):
@@ -66,7 +68,7 @@ class NumpyBackend(Backend):
         blas = dependencies["blas"]
         return {"NumPy": np.__version__, "BLAS": f"{blas['name']} {blas['version']}", "threads": _threads()}
 
-    def fused(self, function: Callable[..., None]) -> Callable[..., None]:
+    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
         own, name = super().fused(function), function.__name__
         if not self._compiles:
             return own

@@ -25,12 +25,14 @@ from backends import Array
 def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:
     """out_i = scale · source[rows_i]: the examples of a batch. rows (m,), whole numbers within source.
 
-    scratch has out's shape and source's dtype. Without a scale (None) the dtypes are one and scratch is out itself;
-    with one, of out's dtype, the product is taken in that dtype.
+    scratch has out's shape and source's dtype, and is out itself where that is out's too and there is no scale (None).
+    A product is taken in the scale's dtype; what out's dtype does not hold is rounded to it.
     """
     xp.take(source, rows, axis=0, out=scratch)
     if scale is not None:
         xp.multiply(scratch, scale, out=out)
+    elif scratch is not out:
+        out[...] = scratch
 
 
 def one_hot(xp: Any, labels: Array, starts: Array, one: Array, *, out: Array, index: Array) -> None:
@@ -261,9 +263,70 @@ def tally(
     xp.add(correct_total, correct, out=correct_total)
 
 
+# ------------------------------------------------------------------------------------- mixed precision
+# A step in 16 bits on float32 master parameters, its gradients scaled by S so that small ones are not lost
+# (Micikevicius et al. 2018, section 3); S is found as PyTorch's GradScaler finds it. finite and good are (1,) int64,
+# loss_scale = S is (1,) of the master's dtype.
+
+LOSS_SCALE_BOUNDS = 1.0, 2.0**24
+"""S stays within: with a loss that is not finite, or gradients that are all zero, it would run away."""
+
+
+def cast(xp: Any, source: Array, *, out: Array) -> None:
+    """out = source, rounded to out's dtype. One shape."""
+    out[...] = source
+
+
+def scaled_cast(xp: Any, source: Array, loss_scale: Array, *, out: Array, scratch: Array) -> None:
+    """out = S · source, rounded to out's dtype. One shape; scratch of source's dtype may be source itself."""
+    xp.multiply(source, loss_scale, out=scratch)
+    out[...] = scratch
+
+
+def find_overflow(xp: Any, grad: Array, *, finite: Array, extreme: Array, is_finite: Array) -> None:
+    """finite ← 0 where any of grad (n,) is infinite or nan; else as it is.
+
+    extreme (1,) of grad's dtype and is_finite (1,) bool are scratch: a nan is the largest of all, and the smallest.
+    """
+    xp.max(grad, axis=0, keepdims=True, out=extreme)
+    xp.isfinite(extreme, out=is_finite)
+    xp.multiply(finite, is_finite, out=finite)
+    xp.min(grad, axis=0, keepdims=True, out=extreme)
+    xp.isfinite(extreme, out=is_finite)
+    xp.multiply(finite, is_finite, out=finite)
+
+
+def unscale(xp: Any, scaled: Array, loss_scale: Array, finite: Array, *, out: Array) -> None:
+    """out = scaled / S in out's dtype, and zeros where finite is 0."""
+    out[...] = scaled
+    xp.divide(out, loss_scale, out=out)
+    # x⁰ is 1 for every x, the infinite and nan too; x¹ is x
+    xp.power(out, finite, out=out)
+    xp.multiply(out, finite, out=out)
+
+
+def loss_scaling(xp: Any, interval: int, *, loss_scale: Array, good: Array, finite: Array, exponent: Array) -> None:
+    """S ← 2 S after `interval` finite steps in a row, S ← S / 2 after one that is not; and finite ← 1 for the next.
+
+    good counts the finite steps since S or the row last changed. exponent (1,) int64 is scratch.
+    """
+    lowest, highest = LOSS_SCALE_BOUNDS
+    xp.add(good, 1, out=good)
+    xp.multiply(good, finite, out=good)
+    xp.floor_divide(good, interval, out=exponent)
+    xp.remainder(good, interval, out=good)
+    xp.add(exponent, finite, out=exponent)
+    xp.subtract(exponent, 1, out=exponent)
+    xp.ldexp(loss_scale, exponent, out=loss_scale)
+    xp.maximum(loss_scale, lowest, out=loss_scale)
+    xp.minimum(loss_scale, highest, out=loss_scale)
+    finite.fill(1)
+
+
 # --------------------------------------------------------------------------------------------- updates
 # Over the flat buffers: theta, grad, the optimizer's state and scratch have one shape and dtype. What changes
-# between steps comes in as one-element device arrays.
+# between steps comes in as one-element device arrays: the learning rate, and momentum, β₁ and β₂ too. A step that must
+# leave everything to the bit as it is has gradients and a learning rate of 0 and the others 1.
 
 
 def sgd(xp: Any, theta: Array, grad: Array, learning_rate: Array, *, scratch: Array) -> None:
@@ -273,9 +336,9 @@ def sgd(xp: Any, theta: Array, grad: Array, learning_rate: Array, *, scratch: Ar
 
 
 def momentum(
-    xp: Any, theta: Array, grad: Array, velocity: Array, learning_rate: Array, momentum: float, *, scratch: Array
+    xp: Any, theta: Array, grad: Array, velocity: Array, learning_rate: Array, momentum: Array, *, scratch: Array
 ) -> None:
-    """v ← μ v + g, θ ← θ − α v: Polyak's heavy ball, with α outside v as in PyTorch."""
+    """v ← μ v + g, θ ← θ − α v: Polyak's heavy ball, with α outside v as in PyTorch. momentum = μ (1,)."""
     xp.multiply(velocity, momentum, out=velocity)
     xp.add(velocity, grad, out=velocity)
     sgd(xp, theta, velocity, learning_rate, scratch=scratch)
@@ -289,12 +352,12 @@ def adam(
     v: Array,
     step_size: Array,
     epsilon: Array,
-    beta1: float,
-    beta2: float,
+    beta1: Array,
+    beta2: Array,
     *,
     scratch: Array,
 ) -> None:
-    """m ← β₁ m + g, v ← β₂ v + g², θ ← θ − a m / (√v + e), with a and e from `adam_factors`.
+    """m ← β₁ m + g, v ← β₂ v + g², θ ← θ − a m / (√v + e), with a and e from `adam_factors`. All four (1,).
 
     Kingma and Ba 2015, algorithm 1, where m and v are the paper's divided by 1 − β₁ and 1 − β₂: two passes fewer
     over the parameters.
@@ -317,6 +380,7 @@ def adam_factors(
     eps: float,
     betas: Array,
     one_minus_betas: Array,
+    decays: Array,
     *,
     powers: Array,
     c: Array,
@@ -325,13 +389,15 @@ def adam_factors(
     step_size: Array,
     epsilon: Array,
 ) -> None:
-    """β^t ← β^t β, c = (1 − β^t) / (1 − β), a = α √c₂ / c₁, e = ε √c₂: the bias corrections of step t.
+    """c = (1 − β^t) / (1 − β), a = α √c₂ / c₁, e = ε √c₂: the bias corrections of step t; and β^t for the next.
 
-    betas, one_minus_betas, powers = (β₁^t, β₂^t) and c are (2,), c1 and c2 are c's two halves, learning_rate (1,), all
-    float64; step_size = a and epsilon = e are (1,) of the parameters' dtype.
+    betas, one_minus_betas, powers = (β₁^(t−1), β₂^(t−1)) and c are (2,), c1 and c2 are c's two halves, learning_rate
+    (1,), all float64; step_size = a and epsilon = e are (1,) of the parameters' dtype. powers are multiplied by decays
+    (2,): β₁ and β₂, or ones where the step does not count; then a is 0 with α, and finite though t be 1.
     """
-    xp.multiply(powers, betas, out=powers)
-    xp.subtract(1, powers, out=c)
+    xp.multiply(powers, betas, out=c)
+    xp.multiply(powers, decays, out=powers)
+    xp.subtract(1, c, out=c)
     xp.divide(c, one_minus_betas, out=c)
     xp.sqrt(c2, out=c2)
     xp.multiply(c2, eps, out=epsilon)

@@ -22,6 +22,7 @@ def place(
     m: int,
     batch_size: int,
     optimizer: Optimizer,
+    precision: str | None,
     limit: float | None,
 ) -> tuple[Examples, Examples | None]:
     """The examples to fit, m of them, and those to validate on, each with its X on the device where there is room.
@@ -38,14 +39,15 @@ def place(
     def to_move(X: Array) -> int:
         return 0 if backend.owns(X) else X.nbytes
 
-    needed = training_bytes(network, examples, m, batch_size, optimizer) + to_move(examples.X)
+    needed = training_bytes(network, examples, m, batch_size, optimizer, False, precision) + to_move(examples.X)
     fed = False
     if to_move(examples.X) and needed > min(room, free - SPARE):
-        needed_fed = training_bytes(network, examples, m, batch_size, optimizer, fed=True)
+        needed_fed = training_bytes(network, examples, m, batch_size, optimizer, True, precision)
         fed = needed_fed < needed  # a large batch's buffers may take more than X
         needed = min(needed, needed_fed)
     if needed > room:
-        fits = _largest_batch(network, examples, m, batch_size, optimizer, bool(to_move(examples.X)), room)
+        feeds = bool(to_move(examples.X))
+        fits = _largest_batch(network, examples, m, batch_size, optimizer, feeds, precision, room)
         if fits:
             fix = f"the largest batch that fits is {fits}, not {batch_size}"
         else:
@@ -67,49 +69,68 @@ def place(
 
 
 def training_bytes(
-    network: Network, examples: Examples, m: int, batch_size: int, optimizer: Optimizer, fed: bool = False
+    network: Network,
+    examples: Examples,
+    m: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    fed: bool = False,
+    precision: str | None = None,
 ) -> int:
     """Bytes that a fit allocates on the device, beyond the examples and the weights that are there already.
 
     `fed`: X is not there, its batches are brought one by one.
     """
-    total = 2 * 8 * m  # the order of the examples, and the one it is replaced by
+    dtype = network.backend.precisions[precision] if precision else network.dtype
+    in_place = batch_size == m == examples.m and examples.scale is None and dtype == network.dtype and not fed
+    # the order of the examples, and the one it is replaced by
+    total = 8 * m * (1 if batch_size == m and not in_place else 2)
     if network._update is None or not optimizer.continues(network._update.optimizer):
         # gradients and scratch, and what this optimizer keeps
         total += (2 + len(optimizer.update.state_names)) * network.parameters.flat.nbytes
-    in_place = batch_size == m == examples.m and examples.scale is None and not fed
+    if dtype != network.dtype and (network._mixed is None or network._mixed.precision != precision):
+        total += 2 * network.parameters.flat.size * dtype.itemsize  # the weights' copy and its gradients
     sizes = [size for size in (batch_size, m % batch_size) if size]
-    total += sum(_step_bytes(network, examples, size, in_place) for size in sizes)
+    total += sum(_step_bytes(network, examples, size, in_place, dtype) for size in sizes)
     if fed:
         # the buffers on the device, and the places in them that each step takes its rows from
         total += Feeder.AHEAD * batch_size * network.layer_sizes[0] * examples.X.dtype.itemsize + 8 * sum(sizes)
     return total
 
 
-def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool) -> int:
-    """Of a TrainStep for batches of m: see there, and `outputs`, for the buffers."""
+def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool, dtype: np.dtype) -> int:
+    """Of a step for batches of m that works in this dtype: see `step`, and `outputs`, for the buffers."""
     n_in, *units = network.layer_sizes
     K, of_softmax, of_linear = units[-1], network.output == "softmax", network.output == "linear"
     losses = 1 if of_softmax else K
-    numbers = (0 if in_place else n_in) + sum(units) + max(units) + sum(units[:-1])  # X, A, scratch, dZ of hidden
-    numbers += (2 if of_linear else 3) * K + 2 * losses  # P, Y, dZ, losses, hits
-    numbers += 3 + (1 if of_softmax else 0)  # vectors of ones and weights; a column
+    mixed = dtype != network.dtype
+    working = (0 if in_place else n_in) + sum(units) + max(units) + sum(units[:-1])  # X, A, scratch, dZ of hidden
+    working += 1 + (K if mixed else 0)  # a vector of ones; the output's dZ
+    numbers = (2 if of_linear else 3) * K + 2 * losses  # P, Y, dZ, losses, hits
+    numbers += 2 + (1 if of_softmax else 0) + (K if mixed else 0)  # vectors of ones and weights; a column; the logits
     whole = 8 + (4 * 8 if of_softmax else 0)  # rows; labels, starts, index, predicted
     sides = 2 * K if network.output == "sigmoid" else 0
-    unscaled = 0 if examples.scale is None else n_in
+    unscaled = n_in * examples.X.dtype.itemsize if mixed or examples.scale is not None else 0
     row = 2 * losses + (K if of_softmax else 0)  # what is one to a unit
     itemsize = np.dtype(network.dtype).itemsize
-    return m * (numbers * itemsize + whole + sides + unscaled) + row * itemsize
+    return m * (working * dtype.itemsize + numbers * itemsize + whole + sides + unscaled) + row * itemsize
 
 
 def _largest_batch(
-    network: Network, examples: Examples, m: int, too_large: int, optimizer: Optimizer, fed: bool, room: int
+    network: Network,
+    examples: Examples,
+    m: int,
+    too_large: int,
+    optimizer: Optimizer,
+    fed: bool,
+    precision: str | None,
+    room: int,
 ) -> int:
     """The largest batch below `too_large` that fits in `room` bytes, 0 where none does."""
     fits = 0
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        if training_bytes(network, examples, m, middle, optimizer, fed) <= room:
+        if training_bytes(network, examples, m, middle, optimizer, fed, precision) <= room:
             fits = middle
         else:
             too_large = middle

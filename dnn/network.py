@@ -17,6 +17,7 @@ from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.optimizers import Adam, Optimizer, Update
 from dnn.outputs import OUTPUTS
 from dnn.parameters import Parameters
+from dnn.precision import Mixed
 from dnn.step import ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Network:
         for layer, W in enumerate(initial_weights(initializer, self.layer_sizes, self.seed), start=1):
             self.parameters[f"W{layer}"] = W
         self._update: Update | None = None
+        self._mixed: Mixed | None = None
 
     @staticmethod
     def check(
@@ -112,6 +114,7 @@ class Network:
         verbose: bool | None = None,
         memory_limit: float | None = None,
         threads: int | None = None,
+        precision: str | None = None,
     ) -> History:
         """Train; see `dnn.training.fit` for the settings and what they mean."""
         from dnn import training
@@ -129,6 +132,7 @@ class Network:
             verbose=verbose,
             memory_limit=memory_limit,
             threads=threads,
+            precision=precision,
         )
 
     def predict(self, X: Any) -> np.ndarray:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from backends import Array, Backend
 from dnn import functional
 from dnn.errors import check_number
 from dnn.parameters import Parameters
@@ -42,10 +43,14 @@ class Update:
     """θ ← θ − (a step along the gradients), bound to one set of parameters.
 
     The step reads `gradients`. `state` names the flat buffers that outlive a step. The learning rate lives on the
-    device, so that a recorded step sees it change.
+    device, so that a recorded step sees it change; so do the `decays`, so that one can leave everything as it is.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ()
+    decays: ClassVar[tuple[str, ...]] = ()
+    """The optimizer's settings that its state is multiplied by at every step."""
+    factors_in_64: ClassVar[bool] = False
+    """Whether the learning rate and the decays are needed in float64 too."""
 
     def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
         backend = parameters.backend
@@ -56,21 +61,49 @@ class Update:
         self.state = {name: backend.zeros(parameters.flat.shape, parameters.dtype) for name in self.state_names}
         self._xp = backend.xp
         self._scratch = backend.zeros(parameters.flat.shape, parameters.dtype)
-        self._learning_rate_64 = backend.zeros(1, np.float64)
-        self._learning_rate = backend.zeros(1, parameters.dtype)
+        values = [optimizer.learning_rate, *(getattr(optimizer, name) for name in self.decays)]
+        self._factors = _Factors(backend, parameters.dtype, values)
+        self._factors_64 = _Factors(backend, np.float64, values) if self.factors_in_64 else None
+        self._gather = backend.fused(functional.gather)
         self.learning_rate = optimizer.learning_rate
 
     @property
     def learning_rate(self) -> float:
-        return float(self.backend.to_numpy(self._learning_rate_64)[0])
+        return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._learning_rate_64[...] = value
-        self._learning_rate[...] = value
+        self._learning_rate = float(value)
+        for factors in self._every_factors():
+            factors.set_learning_rate(value)
+
+    def take_factors(self, row: Array) -> None:
+        """The next step's factors: as asked where row, (1,) on the device, is 1; where it is 0, those of no step."""
+        for factors in self._every_factors():
+            self._gather(self._xp, factors.table, row, None, out=factors.taken, scratch=factors.taken)
+
+    def _every_factors(self) -> list[_Factors]:
+        return [self._factors] if self._factors_64 is None else [self._factors, self._factors_64]
 
     def __call__(self) -> None:
         raise NotImplementedError
+
+
+class _Factors:
+    """(α, decays ...) on the device: `taken` (1, k), which a step reads, is one of the two rows of `table`.
+
+    Row 1 is as asked. Row 0, α = 0 and decays of 1, leaves θ and the state as they are where the gradients are 0.
+    """
+
+    def __init__(self, backend: Backend, dtype: Any, values: list[float]) -> None:
+        of_no_step = [0.0] + [1.0] * (len(values) - 1)
+        self.table = backend.asarray(np.array([of_no_step, values], dtype))
+        self.taken = backend.zeros((1, len(values)), dtype)
+        self.each = [self.taken[0, i : i + 1] for i in range(len(values))]
+
+    def set_learning_rate(self, value: float) -> None:
+        self.table[1, 0] = value
+        self.taken[...] = self.table[1:]
 
 
 class _SGDUpdate(Update):
@@ -79,7 +112,7 @@ class _SGDUpdate(Update):
         self._sgd = self.backend.fused(functional.sgd)
 
     def __call__(self) -> None:
-        self._sgd(self._xp, self.parameters.flat, self.gradients.flat, self._learning_rate, scratch=self._scratch)
+        self._sgd(self._xp, self.parameters.flat, self.gradients.flat, *self._factors.each, scratch=self._scratch)
 
 
 @dataclass(frozen=True)
@@ -91,7 +124,7 @@ class SGD(Optimizer):
 
 class _MomentumUpdate(Update):
     state_names = ("velocity",)
-    optimizer: Momentum
+    decays = ("momentum",)
 
     def __init__(self, optimizer: Optimizer, parameters: Parameters) -> None:
         super().__init__(optimizer, parameters)
@@ -103,8 +136,7 @@ class _MomentumUpdate(Update):
             self.parameters.flat,
             self.gradients.flat,
             self.state["velocity"],
-            self._learning_rate,
-            self.optimizer.momentum,
+            *self._factors.each,
             scratch=self._scratch,
         )
 
@@ -124,6 +156,8 @@ class Momentum(Optimizer):
 
 class _AdamUpdate(Update):
     state_names = ("m", "v")
+    decays = ("beta1", "beta2")
+    factors_in_64 = True
     optimizer: Adam
 
     def __init__(self, optimizer: Adam, parameters: Parameters) -> None:
@@ -131,9 +165,12 @@ class _AdamUpdate(Update):
         backend, betas = self.backend, np.array([optimizer.beta1, optimizer.beta2])
         self._betas = backend.asarray(betas)
         self._one_minus_betas = backend.asarray(1 - betas)
+        assert self._factors_64 is not None
+        self._learning_rate_64, self._decays_64 = self._factors_64.taken[0, :1], self._factors_64.taken[0, 1:]
         self._powers = backend.asarray(np.ones(2))
         self._corrections = backend.zeros(2, np.float64)
         self._correction1, self._correction2 = self._corrections[:1], self._corrections[1:]
+        _, self._beta1, self._beta2 = self._factors.each
         self._step_size = backend.zeros(1, parameters.dtype)
         self._epsilon = backend.zeros(1, parameters.dtype)
         self._adam_factors = backend.fused(functional.adam_factors)
@@ -146,6 +183,7 @@ class _AdamUpdate(Update):
             self.optimizer.eps,
             self._betas,
             self._one_minus_betas,
+            self._decays_64,
             powers=self._powers,
             c=self._corrections,
             c1=self._correction1,
@@ -161,8 +199,8 @@ class _AdamUpdate(Update):
             self.state["v"],
             self._step_size,
             self._epsilon,
-            self.optimizer.beta1,
-            self.optimizer.beta2,
+            self._beta1,
+            self._beta2,
             scratch=self._scratch,
         )
 

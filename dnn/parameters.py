@@ -10,6 +10,9 @@ import numpy as np
 from backends import Array, Backend
 from dnn.errors import DataError
 
+ALIGNED = 32
+"""A view begins at a multiple of so many numbers: of 64 bytes, in 16 bits and wider, at one place in every dtype."""
+
 
 class Parameters(Mapping[str, Array]):
     """W1..WL (n_out, n_in), then b1..bL (n_out,): views into one buffer, each on a 64-byte boundary.
@@ -24,11 +27,10 @@ class Parameters(Mapping[str, Array]):
         self.layer_sizes = tuple(layer_sizes)
         self.dtype = np.dtype(dtype)
         shapes = dict(self.shapes(self.layer_sizes))
-        aligned = 64 // self.dtype.itemsize
         starts, end = {}, 0
         for name, shape in shapes.items():
             starts[name] = end
-            end += -(-int(np.prod(shape)) // aligned) * aligned
+            end += -(-int(np.prod(shape)) // ALIGNED) * ALIGNED
         self.flat = backend.zeros(end, self.dtype)
         self._views = {
             name: self.flat[starts[name] : starts[name] + int(np.prod(shape))].reshape(shape)
@@ -43,9 +45,9 @@ class Parameters(Mapping[str, Array]):
         for layer in range(1, len(layer_sizes)):
             yield f"b{layer}", (layer_sizes[layer],)
 
-    def like(self) -> Parameters:
-        """Zeros of the same layout: gradients, an optimizer's state."""
-        return Parameters(self.backend, self.layer_sizes, self.dtype)
+    def like(self, dtype: Any = None) -> Parameters:
+        """Zeros of the same layout: gradients, an optimizer's state; in another dtype, working copies."""
+        return Parameters(self.backend, self.layer_sizes, dtype or self.dtype)
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

@@ -4,6 +4,8 @@
     backward  dZ_L = scale (P − Y);  for l = L..1: dW_l, db_l, dA_{l-1} from dZ_l;  dZ_{l-1} = dA_{l-1} g'(A_{l-1})
     update    θ from the gradients
 
+In mixed precision the same on copies of θ in 16 bits, between a cast down and a cast up: see `precision`.
+
 A step slices nothing, looks nothing up by name, allocates nothing and reads nothing back from the device.
 """
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from dnn.data import Examples
     from dnn.network import Network
     from dnn.optimizers import Update
+    from dnn.precision import Mixed
 
 ACTIVATIONS: dict[str, tuple[Any, Any]] = {
     "relu": (functional.linear_relu, functional.relu_backward),
@@ -35,23 +38,33 @@ class Forward:
 
     `in_place`: the batch is all the examples, in their order, and is never loaded: X stays where it is, in the
     network's dtype, C-contiguous or the transpose of such. Each layer keeps one array: its activation is computed in
-    place of Z.
+    place of Z. `precision` is that of the products; `mixed` has the parameters to work on, where not the network's own.
     """
 
-    def __init__(self, network: Network, examples: Examples, batch_size: int, in_place: bool = False) -> None:
-        backend, parameters, dtype = network.backend, network.parameters, network.dtype
+    def __init__(
+        self,
+        network: Network,
+        examples: Examples,
+        batch_size: int,
+        in_place: bool = False,
+        precision: str | None = None,
+        mixed: Mixed | None = None,
+    ) -> None:
+        backend, parameters = network.backend, network.parameters if mixed is None else mixed.parameters
+        dtype = parameters.dtype
         self._xp: Any = backend.xp
         linear_activation, activation_backward = ACTIVATIONS[network.activation]
         self._gather = backend.fused(functional.gather)
-        self._linear = backend.fused(functional.linear_forward)
-        self._linear_activation = backend.fused(linear_activation)
+        self._linear = backend.fused(functional.linear_forward, precision)
+        self._linear_activation = backend.fused(linear_activation, precision)
         self._activation_backward = backend.fused(activation_backward)
         self.batch_size = batch_size
         self.rows = backend.zeros(batch_size, np.int64)
         self.in_place = in_place
         self._examples = examples
         self.X = examples.X if in_place else backend.empty((batch_size, network.layer_sizes[0]), dtype)
-        self._unscaled = self.X if examples.scale is None else backend.empty(self.X.shape, examples.X.dtype)
+        as_it_is = examples.scale is None and examples.X.dtype == dtype
+        self._unscaled = self.X if as_it_is else backend.empty(self.X.shape, examples.X.dtype)
         self._in_order = None if backend.owns(examples.X) else backend.asarray(np.arange(batch_size))
         scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), dtype)
         self._layers = []
@@ -62,7 +75,8 @@ class Forward:
             self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A, as_A))
             A_prev = A
         *self._hidden, self._last = self._layers
-        self.output = OUTPUTS[network.output](backend, A_prev)
+        Z = A_prev if mixed is None else backend.empty(A_prev.shape, network.dtype)
+        self.output = OUTPUTS[network.output](backend, Z)
         if in_place:
             self.output.load(examples.targets, backend.asarray(np.arange(batch_size)))
 
@@ -107,16 +121,25 @@ class TrainStep(Forward):
     """Forward, loss, backward, update. After a call `output.loss` is the batch's loss before the update."""
 
     def __init__(
-        self, network: Network, update: Update, examples: Examples, batch_size: int, in_place: bool = False
+        self,
+        network: Network,
+        update: Update,
+        examples: Examples,
+        batch_size: int,
+        in_place: bool = False,
+        precision: str | None = None,
+        mixed: Mixed | None = None,
     ) -> None:
-        super().__init__(network, examples, batch_size, in_place)
-        backend, dtype, gradients = network.backend, network.dtype, update.gradients
+        super().__init__(network, examples, batch_size, in_place, precision, mixed)
+        backend, gradients = network.backend, update.gradients if mixed is None else mixed.gradients
+        dtype = gradients.dtype
         self._update = update
-        self._linear_backward = backend.fused(functional.linear_backward)
+        self._linear_backward = backend.fused(functional.linear_backward, precision)
         self._ones = backend.empty(batch_size, dtype)
         self._ones.fill(1)
         # dA_{l-1} is computed from dZ_l into a buffer of its own, and becomes dZ_{l-1} there
-        dZ = [*(backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:-1]), self.output.dZ]
+        dZ = [backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:-1]]
+        dZ.append(self.output.dZ if mixed is None else backend.empty(self.output.dZ.shape, dtype))
         self._backward = []
         for layer in range(len(dZ), 0, -1):
             A_prev, W, _, _, _ = self._layers[layer - 1]
@@ -136,3 +159,26 @@ class TrainStep(Forward):
             linear_backward(xp, dZ, A_prev, W, self._ones, dW=dW, db=db, dA_prev=dA_prev)
             if dA_prev is not None:
                 activation_backward(xp, dA_prev, A_prev, out=dA_prev, scratch=scratch)
+
+
+class MixedStep(TrainStep):
+    """A TrainStep in 16 bits: on `mixed`'s copies of the parameters, its output and its update in float32."""
+
+    def __init__(self, network: Network, update: Update, examples: Examples, batch_size: int, mixed: Mixed) -> None:
+        super().__init__(network, update, examples, batch_size, mixed=mixed)
+        self._mixed = mixed
+        self._Z, self._dZ = self._last[3], self._backward[0][0]
+
+    def __call__(self) -> None:
+        self._mixed.take_weights()
+        self.evaluate()
+        self.gradients()
+        self._mixed.update(self._update)
+
+    def logits(self) -> None:
+        super().logits()
+        self._mixed.raise_logits(self._Z, out=self.output.Z)
+
+    def gradients(self) -> None:
+        self._mixed.lower_gradient(self.output.dZ, out=self._dZ)
+        super().gradients()

@@ -22,7 +22,8 @@ from dnn.inference import Evaluation, measures
 from dnn.memory import place
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Optimizer
-from dnn.step import TrainStep
+from dnn.precision import check_precision, working_copies
+from dnn.step import MixedStep, TrainStep
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -60,6 +61,7 @@ def fit(
     verbose: bool | None,
     memory_limit: float | None,
     threads: int | None,
+    precision: str | None,
 ) -> History:
     """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
 
@@ -76,6 +78,9 @@ def fit(
                       stays on the host, and its batches are copied while the device computes. NotEnoughMemoryError,
                       before anything is trained, where it does not hold the training itself
     threads           of the CPU; None: DNN_NUM_THREADS, else one a core. Any number gives the same run every time
+    precision         what a step computes in: None, the network's dtype; of a float32 network, where the backend has
+                      them, tf32, float16, bfloat16. See `dnn.precision`. A second fit in the same one goes on with its
+                      loss scale
 
     Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
     NonFiniteLossError ends a training that diverges.
@@ -86,6 +91,7 @@ def fit(
     if threads is not None:
         check_whole("threads", threads)
     optimizer = _checked_optimizer(optimizer)
+    precision = check_precision(network, precision)
     started = time.perf_counter()
     backend = network.backend
     silent = np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -97,13 +103,16 @@ def fit(
             if validation_data is not None:
                 validation = prepare(network, *validation_data, name="X of validation_data")
             m = examples.m if kept is None else len(kept)
-            examples, validation = place(network, examples, validation, m, batch_size, optimizer, memory_limit)
+            examples, validation = place(
+                network, examples, validation, m, batch_size, optimizer, precision, memory_limit
+            )
             if held_back is not None:
                 validation = examples
         if network._update is None or not optimizer.continues(network._update.optimizer):
             network._update = optimizer.bind(network.parameters)
         network._update.learning_rate = optimizer.learning_rate
-        run = _Epochs(network, examples, kept, batch_size, shuffle)
+        network._mixed = working_copies(precision, network.parameters, network._mixed)
+        run = _Epochs(network, examples, kept, batch_size, shuffle, precision)
         evaluate = None if validation is None else Evaluation(network, validation, held_back, capture=True)
         history = History()
         with _progress(epochs, len(run), verbose) as progress:
@@ -135,23 +144,36 @@ class _Epochs:
     """The epochs of one fit: a bound step for the full batches and one for the smaller last, and their order."""
 
     def __init__(
-        self, network: Network, examples: Examples, rows: np.ndarray | None, batch_size: int, shuffle: bool
+        self,
+        network: Network,
+        examples: Examples,
+        rows: np.ndarray | None,
+        batch_size: int,
+        shuffle: bool,
+        precision: str | None,
     ) -> None:
-        backend, update = network.backend, network._update
+        backend, update, mixed = network.backend, network._update, network._mixed
         assert update is not None
         self._network = network
         self._rows = rows
         self._m = m = examples.m if rows is None else len(rows)
         # one batch has no order, and is loaded once; not even that where X can be used as it is
         one_batch = batch_size >= m
-        in_place = one_batch and rows is None and examples.scale is None and backend.owns(examples.X)
+        in_place = one_batch and rows is None and examples.scale is None and mixed is None
+        in_place = in_place and backend.owns(examples.X)
         self._shuffle = shuffle and not one_batch
+
+        def bound(size: int) -> TrainStep:
+            if mixed is not None:
+                return MixedStep(network, update, examples, size, mixed)
+            return TrainStep(network, update, examples, size, in_place, precision)
+
         self._batches = Batches(
             backend,
             examples,
             np.arange(m) if rows is None else rows,
             batch_size,
-            bind=lambda size: TrainStep(network, update, examples, size, in_place),
+            bind=bound,
             work=lambda step: step,
             capture=True,
         )

@@ -1,8 +1,10 @@
-"""`backend`: every test that asks for it runs on each backend. `shared`: the folder of the assignment's data."""
+"""`backend`: every test that asks for it runs on each backend. `shared`: the folder of the assignment's data. `gpp` and
+`fused_standin`: the fused kernels on the CPU."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import standin  # noqa: F401  (registers itself)
+from gpp import FusedStandin, Gpp
 
 import backends
 from backends import Backend, BackendUnavailableError, get_backend, use_backend
@@ -37,6 +40,22 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         if request.param in os.environ.get("DNN_REQUIRE_BACKENDS", "").split(","):
             pytest.fail(f"DNN_REQUIRE_BACKENDS asks for it: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def gpp(tmp_path_factory: pytest.TempPathFactory) -> Gpp:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    return Gpp(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the stand-in device with the fused kernels, run by g++."""
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+    monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
+    backends.register(FusedStandin.name, lambda: FusedStandin(gpp))
+    return FusedStandin.name
 
 
 def find_shared() -> Path:

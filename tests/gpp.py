@@ -10,15 +10,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import standin
 
-from backends.kernels import Elementwise
+from backends.kernels import FACTORIES, Elementwise
 from backends.kernels.compiler import FOLDER
 
-C_TYPES = {"float32": "float", "float64": "double", "int64": "long long", "uint8": "unsigned char"}
+C_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int64": "long long",
+    "uint8": "unsigned char",
+}
+
+# as CuPy's float16 and bfloat16: made of a float, rounded to the nearest, and a float wherever one computes with it
+SIXTEEN_BITS = """
+#include <cmath>
+#include <cstring>
+using namespace std;
+template <typename Bits> struct Number {
+    Bits bits;
+    Number() = default;
+    Number(float value) : bits(value) {}
+    template <typename T> explicit Number(T value) : bits(float(value)) {}
+    operator float() const { return bits; }
+};
+struct BrainBits {
+    unsigned short high;
+    BrainBits(float value) {
+        unsigned word;
+        memcpy(&word, &value, 4);
+        high = value != value ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    }
+    operator float() const {
+        unsigned word = unsigned(high) << 16;
+        float value;
+        memcpy(&value, &word, 4);
+        return value;
+    }
+};
+typedef Number<_Float16> float16;
+typedef Number<BrainBits> bfloat16;
+"""
 
 ELEMENTWISE = """
-#include <cmath>
-using namespace std;
+{sixteen_bits}
 extern "C" void run(long long size, void **given) {{
     {bindings}
     for (long long i = 0; i < size; ++i) {{
@@ -65,7 +102,7 @@ class Gpp:
         self._folder = folder
 
     def dot(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        np.dot(a, b, out=out)
+        out[...] = standin.product(a, b)
 
     def elementwise(self, kernel: Elementwise) -> Callable[..., None]:
         parameters = [part.split() for part in f"{kernel.inputs}, {kernel.outputs}".split(",")]
@@ -95,7 +132,10 @@ class Gpp:
             bindings += [f"typedef {c_type} {variable};" for variable, c_type in types.items()]
             assert size is not None
             source = ELEMENTWISE.format(
-                bindings=" ".join(bindings), elements=" ".join(elements), operation=kernel.operation
+                sixteen_bits=SIXTEEN_BITS,
+                bindings=" ".join(bindings),
+                elements=" ".join(elements),
+                operation=kernel.operation,
             )
             self._library(source).run(ctypes.c_longlong(size), _pointers(arguments))
 
@@ -135,3 +175,66 @@ def _pointers(arguments: tuple[Any, ...]) -> Any:
     pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
     pointers.held = held  # as long as the pointers
     return pointers
+
+
+# ------------------------------------------------------------------------- the stand-in with the kernels
+
+
+class OnDevice:
+    """A `Compiler` for the stand-in's arrays; each kernel counts as one launch."""
+
+    def __init__(self, gpp: Gpp, dot: Callable[..., Any]) -> None:
+        self._gpp = gpp
+        self.dot = dot
+
+    def elementwise(self, kernel: Elementwise) -> Any:
+        return self._counted(self._gpp.elementwise(kernel))
+
+    def cuda(self, file: str, function: str) -> Any:
+        run = self._gpp.cuda(file, function)
+        return self._counted(lambda dtype, blocks, threads, given: run(dtype, blocks, threads, map(_host, given)))
+
+    def _counted(self, run: Any) -> Any:
+        def launch(*arguments: Any, **settings: Any) -> None:
+            standin.device.count("launches")
+            run(*map(_host, arguments), **settings)
+
+        return launch
+
+
+class FusedStandin(standin.StandinBackend):
+    """The stand-in device with the fused kernels, run by g++."""
+
+    name = "fused standin"
+
+    def __init__(self, gpp: Gpp) -> None:
+        dot = self.xp.dot
+        self.kernels = {name: factory(OnDevice(gpp, dot)) for name, factory in FACTORIES.items()}
+        self._tf32 = {name: factory(OnDevice(gpp, in_tf32)) for name, factory in FACTORIES.items()}
+
+    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
+        return (self._tf32 if precision == "tf32" else self.kernels)[function.__name__]
+
+    def capture(self, step: Any) -> Any:
+        """Every run as if it were recorded: an allocation or a wait in it is an error."""
+
+        def recorded() -> None:
+            with standin.device.capture():
+                step()
+
+        return recorded
+
+
+def in_tf32(a: Any, b: Any, out: Any) -> None:
+    """out = a b of float32 matrices, both rounded to ten bits after the point; of a vector exactly."""
+
+    def rounded(array: Any) -> np.ndarray:
+        bits = array.host.view(np.uint32)
+        return ((bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000).view(np.float32)
+
+    standin.device.count("products")
+    out.host[...] = np.dot(rounded(a), rounded(b)) if a.ndim == 2 else np.dot(a.host, b.host)
+
+
+def _host(argument: Any) -> Any:
+    return argument.host if isinstance(argument, standin.DeviceArray) else argument

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from backends import Backend, Feeder, register
 from backends.cupy_backend import PinnedFeeder
@@ -238,6 +239,13 @@ def _launched(result: Any, out: DeviceArray | None = None) -> DeviceArray:
     return new(np.asarray(result)) if out is None else out
 
 
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """As the device multiplies: what is of 16 bits with sums in float32, then rounded."""
+    if a.dtype.itemsize > 2:
+        return np.dot(a, b)
+    return np.dot(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+
+
 class Cuda:
     Stream, Event = Stream, Event
 
@@ -283,13 +291,16 @@ class Module:
         if a.dtype != b.dtype:
             device.count("hidden_copies")
         if out is None:
-            return new(np.asarray(np.dot(a.host, b.host)))
+            return new(np.asarray(product(a.host, b.host)))
         if out.dtype != np.result_type(a.dtype, b.dtype) or not out.flags.c_contiguous:
             raise ValueError("output array is not acceptable (must have the right dtype and be C-contiguous)")
         if np.shares_memory(a.host, out.host) or np.shares_memory(b.host, out.host):
             device.count("hidden_copies")
-        np.dot(a.host, b.host, out=out.host)
+        out.host[...] = product(a.host, b.host)
         return out
+
+    def min(self, a: DeviceArray, axis: Any = None, out: Any = None, keepdims: bool = False) -> DeviceArray:
+        return self._reduce(np.min, a, axis, out, keepdims=keepdims)
 
     def max(self, a: DeviceArray, axis: Any = None, out: Any = None, keepdims: bool = False) -> DeviceArray:
         return self._reduce(np.max, a, axis, out, keepdims=keepdims)
@@ -335,6 +346,11 @@ class StandinBackend(Backend):
     name = "standin"
     xp = Module()
     device = "a stand-in for a GPU, in NumPy"
+    precisions = {  # noqa: RUF012
+        "tf32": np.dtype(np.float32),
+        "float16": np.dtype(np.float16),
+        "bfloat16": np.dtype(bfloat16),
+    }
 
     def memory(self) -> tuple[int, int]:
         return 2**33, 2**34

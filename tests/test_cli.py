@@ -165,6 +165,7 @@ def test_json_is_one_object_with_paths_settings_seconds_and_both_measures(run: R
         "shuffle": True,
         "seed": 0,
         "dtype": "float32",
+        "precision": "float32",
         "input_scale": 1.0,
         "backend": "numpy",
     }

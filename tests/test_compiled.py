@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("numba", reason="the extra fast is not installed")
 
-from test_kernels import CASES, arguments_of, assert_same, call, specified
+from test_kernels import CASES, arguments_of, assert_same, call, gathered_and_cast, specified
 from threadpoolctl import threadpool_info
 
 import dnn
@@ -27,7 +27,8 @@ from dnn.data import prepare
 from dnn.step import TrainStep
 
 GENERATOR = np.random.default_rng(4)
-EVERY = [(name, case) for name in OPERATIONS for case in range(len(CASES[name]))]
+# no step of NumPy's casts the rows it takes
+EVERY = [(name, case) for name in OPERATIONS for case, of in enumerate(CASES[name]) if of is not gathered_and_cast]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_an_operation_does_what_its_specification_does(name, case, dtype, every_
         run(*arguments)
     finally:
         pool.stop()
-    assert_same(results, specified(name, case, dtype), dtype)
+    assert_same(name, results, specified(name, case, dtype), dtype)
 
 
 def test_exp_is_numpys_but_for_the_last_bits():

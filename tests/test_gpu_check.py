@@ -205,7 +205,7 @@ def test_the_published_costs_and_the_accuracy_are_compared(shared: Path, monkeyp
     monkeypatch.setenv("DNN_SHARED", str(shared.parent))
     assert gpu_check.published_costs("numpy")["costs"] == 2
     accuracy = gpu_check.mnist_accuracy("numpy")
-    assert accuracy["ok"] and 0.5 < accuracy["accuracy"]["numpy"][0] < 1
+    assert accuracy["ok"] and 0.5 < accuracy["accuracy"]["numpy, float32"][0] < 1
 
 
 def test_a_part_whose_data_is_not_here_says_so_fails_nothing_and_is_measured_when_it_is(checked, capsys):

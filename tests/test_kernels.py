@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import inspect
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 import standin
 from gpp import Gpp
+from ml_dtypes import bfloat16
 
-import backends
 import dnn
 from backends import Backend
 from backends.kernels import FACTORIES, Elementwise
@@ -25,18 +24,15 @@ from dnn import functional
 from dnn.data import prepare
 from dnn.step import TrainStep
 
-UNTOUCHED = {"scratch", "index", "column", "predicted", "actual", "row"}
+UNTOUCHED = {"scratch", "index", "column", "predicted", "actual", "row", "extreme", "is_finite", "exponent"}
 """What a kernel need not fill."""
 
-needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def gpp(tmp_path_factory: pytest.TempPathFactory) -> Gpp:
-    return Gpp(tmp_path_factory.mktemp("kernels"))
-
-
 # --------------------------------------------------------------------- cases: the arguments of a call
+# For a dtype of 16 bits what stays in float32 then is of the `master`.
+
+
+def master(dtype: Any) -> Any:
+    return np.float32 if np.dtype(dtype).itemsize == 2 else dtype
 
 
 def linear(draw, dtype) -> dict[str, Any]:
@@ -80,10 +76,62 @@ def gathered_bytes(draw, dtype) -> dict[str, Any]:
     return {
         "source": source,
         "rows": np.array([6, 0, 6]),
-        "scale": dtype(1 / 255),
+        "scale": np.dtype(master(dtype)).type(1 / 255),
         "out": draw(3, 5),
         "scratch": scratch,
     }
+
+
+def gathered_and_cast(draw, dtype) -> dict[str, Any]:
+    source, scratch = (draw(m, 5).astype(master(dtype)) for m in (7, 3))
+    return {"source": source, "rows": np.array([6, 0, 6]), "scale": None, "out": draw(3, 5), "scratch": scratch}
+
+
+def lowered(scale: float | None):
+    def case(draw, dtype) -> dict[str, Any]:
+        source = draw(6, 3).astype(master(dtype)) * 1.1
+        if scale is None:
+            return {"source": source, "out": draw(6, 3)}
+        # the last is infinite in float16
+        source[-1, -1] = 1e9
+        loss_scale = np.array([scale], source.dtype)
+        return {"source": source, "loss_scale": loss_scale, "out": draw(6, 3), "scratch": source.copy()}
+
+    return case
+
+
+def raised(draw, dtype) -> dict[str, Any]:
+    return {"source": draw(6, 3), "out": np.zeros((6, 3), master(dtype))}
+
+
+def searched(*wrong: float, finite: int = 1):
+    def case(draw, dtype) -> dict[str, Any]:
+        grad = draw(40)
+        grad[: len(wrong)] = wrong
+        grad[-1] = np.finfo(np.float16).max
+        scratch = {"extreme": draw(1), "is_finite": np.zeros(1, bool)}
+        return {"grad": grad, "finite": np.array([finite]), **scratch}
+
+    return case
+
+
+def unscaled(finite: int):
+    def case(draw, dtype) -> dict[str, Any]:
+        scaled = draw(40)
+        if not finite:
+            scaled[:4] = np.inf, -np.inf, np.nan, 0
+        loss_scale, out = (np.full(n, 1024, master(dtype)) for n in (1, 40))
+        return {"scaled": scaled, "loss_scale": loss_scale, "finite": np.array([finite]), "out": out}
+
+    return case
+
+
+def scaling(finite: int, good: int, loss_scale: float = 1024):
+    def case(draw, dtype) -> dict[str, Any]:
+        ints = {name: np.array([n]) for name, n in (("good", good), ("finite", finite), ("exponent", 0))}
+        return {"interval": 5, "loss_scale": np.array([loss_scale], dtype), **ints}
+
+    return case
 
 
 def one_hot_rows(draw, dtype) -> dict[str, Any]:
@@ -96,7 +144,7 @@ def update(**more):
     def case(draw, dtype) -> dict[str, Any]:
         state = {name: abs(draw(40)) if name == "v" else draw(40) for name in more.get("state", ())}
         one = {name: abs(draw(1)) for name in more.get("one", ("learning_rate",))}
-        return {"theta": draw(40), "grad": draw(40), **state, **one, **more.get("numbers", {}), "scratch": draw(40)}
+        return {"theta": draw(40), "grad": draw(40), **state, **one, "scratch": draw(40)}
 
     return case
 
@@ -108,6 +156,7 @@ def factors(draw, dtype) -> dict[str, Any]:
         "eps": 1e-8,
         "betas": betas,
         "one_minus_betas": 1 - betas,
+        "decays": betas,
         "powers": betas**3,
         "c": c,
         "c1": c[:1],
@@ -115,6 +164,10 @@ def factors(draw, dtype) -> dict[str, Any]:
         "step_size": draw(1),
         "epsilon": draw(1),
     }
+
+
+def factors_of_no_step(draw, dtype) -> dict[str, Any]:
+    return factors(draw, dtype) | {"learning_rate": np.zeros(1), "decays": np.ones(2), "powers": np.ones(2)}
 
 
 def sigmoids(draw, dtype) -> dict[str, Any]:
@@ -178,12 +231,17 @@ CASES = {
     **{name: [linear] for name in ("linear_forward", "linear_relu", "linear_tanh", "linear_sigmoid")},
     "linear_backward": [products, products_of_the_first_layer],
     **{name: [backward] for name in ("relu_backward", "tanh_backward", "sigmoid_backward")},
-    "gather": [gathered, gathered_labels, gathered_bytes],
+    "gather": [gathered, gathered_labels, gathered_bytes, gathered_and_cast],
     "one_hot": [one_hot_rows],
     "sgd": [update()],
-    "momentum": [update(state=("velocity",), numbers={"momentum": 0.9})],
-    "adam": [update(state=("m", "v"), one=("step_size", "epsilon"), numbers={"beta1": 0.9, "beta2": 0.999})],
-    "adam_factors": [factors],
+    "momentum": [update(state=("velocity",), one=("learning_rate", "momentum"))],
+    "adam": [update(state=("m", "v"), one=("step_size", "epsilon", "beta1", "beta2"))],
+    "adam_factors": [factors, factors_of_no_step],
+    "cast": [lowered(None), raised],
+    "scaled_cast": [lowered(1024)],
+    "find_overflow": [searched(), searched(finite=0), *(searched(x) for x in (np.inf, -np.inf, np.nan))],
+    "unscale": [unscaled(1), unscaled(0)],
+    "loss_scaling": [scaling(1, 3), scaling(1, 4), scaling(0, 4), scaling(0, 0, 1), scaling(1, 4, 2.0**24)],
     "sigmoid": [lambda draw, dtype: {"Z": draw(6, 3) * 5, "out": draw(6, 3)}],
     "sigmoid_cross_entropy": [sigmoids],
     "squared_error": [squared],
@@ -191,6 +249,13 @@ CASES = {
     "softmax_cross_entropy": [softmaxes(2), softmaxes(10), softmaxes(300), softmaxes(5, extreme=True)],
     "tally": [tallied(6, 1), tallied(200, 3)],
 }
+
+
+WITHOUT_16_BITS = {
+    *("one_hot", "sigmoid", "sigmoid_cross_entropy", "squared_error", "softmax", "softmax_cross_entropy", "tally"),
+    *("sgd", "momentum", "adam", "adam_factors", "loss_scaling"),
+}
+"""Outputs and updates: float32 in mixed precision too."""
 
 
 def test_every_kernel_has_a_specification_and_a_case():
@@ -215,32 +280,54 @@ def call(function: Any, xp: Any, arguments: dict[str, Any]) -> None:
 
 
 def specified(name: str, case: int, dtype: Any) -> dict[str, Any]:
-    expected = arguments_of(name, case, dtype)
-    with np.errstate(over="ignore"):
+    """What the specification makes of the case; in 16 bits, what it makes of it in float32, rounded once."""
+    given = arguments_of(name, case, dtype)
+    arrays = {id(value): value for value in given.values() if isinstance(value, np.ndarray)}
+    if np.dtype(dtype).itemsize == 2:
+        arrays = {
+            key: value.astype(master(dtype) if value.dtype == dtype else value.dtype) for key, value in arrays.items()
+        }
+    expected = {n: arrays.get(id(value), value) for n, value in given.items()}
+    with np.errstate(over="ignore", invalid="ignore"):
         call(getattr(functional, name), np, expected)
-    return expected
+        return {n: v.astype(given[n].dtype) if isinstance(v, np.ndarray) else v for n, v in expected.items()}
 
 
-def assert_same(results: dict[str, Any], expected: dict[str, Any], dtype: Any) -> None:
-    tolerance = 2e-6 if dtype == np.float32 else 1e-14
-    for name, value in expected.items():
-        if name not in UNTOUCHED and isinstance(value, np.ndarray):
-            assert results[name].dtype == value.dtype
-            np.testing.assert_allclose(results[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+TOLERANCE = {"float16": 2e-3, "bfloat16": 16e-3, "float32": 2e-6, "float64": 1e-14}
+"""In 16 bits, four units in the last place."""
+
+
+ONE_ROUNDING = {"gather", "cast", "scaled_cast", "find_overflow", "unscale", "loss_scaling"}
+"""Those that give the specification's bits."""
+
+
+def assert_same(name: str, results: dict[str, Any], expected: dict[str, Any], dtype: Any) -> None:
+    tolerance = 0 if name in ONE_ROUNDING else TOLERANCE[np.dtype(dtype).name]
+    for argument, value in expected.items():
+        if argument not in UNTOUCHED and isinstance(value, np.ndarray):
+            assert results[argument].dtype == value.dtype
+            result, value = results[argument].astype(np.float64), value.astype(np.float64)
+            np.testing.assert_allclose(result, value, rtol=tolerance, atol=tolerance, err_msg=argument)
 
 
 EVERY = [(name, case) for name, cases in CASES.items() for case in range(len(cases))]
+EVERY_DTYPE = [
+    (name, case, dtype)
+    for name, case in EVERY
+    for dtype in (np.float32, np.float64, np.float16, bfloat16)
+    if name not in WITHOUT_16_BITS or np.dtype(dtype).itemsize > 2
+]
 
 
-@needs_gpp
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("name", "case"), EVERY, ids=[f"{name}-{case}" for name, case in EVERY])
+@pytest.mark.parametrize(
+    ("name", "case", "dtype"), EVERY_DTYPE, ids=[f"{name}-{case}-{dtype.__name__}" for name, case, dtype in EVERY_DTYPE]
+)
 def test_a_kernel_does_what_its_specification_does(name, case, dtype, gpp: Gpp):
     kernel, results = FACTORIES[name](gpp), arguments_of(name, case, dtype)
     own = [p.name for p in inspect.signature(kernel).parameters.values()]
     assert own == [p.name for p in inspect.signature(getattr(functional, name)).parameters.values()]
     call(kernel, np, results)
-    assert_same(results, specified(name, case, dtype), dtype)
+    assert_same(name, results, specified(name, case, dtype), dtype)
 
 
 def gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc) -> None:
@@ -273,7 +360,6 @@ def test_arguments_for_cublas_give_the_product(rows, k, columns, layout_of_a, tr
     np.testing.assert_allclose(out, np.dot(a, b), atol=1e-14)
 
 
-@needs_gpp
 def test_the_updates_are_the_specifications_to_the_bit(gpp: Gpp):
     for name in ("sgd", "momentum", "adam"):
         results = arguments_of(name, 0, np.float64)
@@ -281,7 +367,6 @@ def test_the_updates_are_the_specifications_to_the_bit(gpp: Gpp):
         np.testing.assert_array_equal(results["theta"], specified(name, 0, np.float64)["theta"])
 
 
-@needs_gpp
 @pytest.mark.parametrize("name", ["relu_backward", "tanh_backward", "sigmoid_backward", "sigmoid"])
 def test_a_kernel_may_write_over_its_input_where_the_specification_may(name, gpp: Gpp):
     results, expected = arguments_of(name, 0, np.float64), specified(name, 0, np.float64)
@@ -290,9 +375,14 @@ def test_a_kernel_may_write_over_its_input_where_the_specification_may(name, gpp
     np.testing.assert_allclose(results["out"], expected["out"], atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("name", "case"), EVERY, ids=[f"{name}-{case}" for name, case in EVERY])
-def test_a_backends_own_function_does_what_its_specification_does(name, case, dtype, backend: Backend):
+def test_a_backends_own_function_does_what_its_specification_does(name, case, backend: Backend):
+    for dtype in (np.float32, np.float64, *backend.precisions.values()):
+        if name not in WITHOUT_16_BITS or np.dtype(dtype).itemsize > 2:
+            check_own_function(name, case, np.dtype(dtype).type, backend)
+
+
+def check_own_function(name: str, case: int, dtype: Any, backend: Backend) -> None:
     arguments, held = arguments_of(name, case, dtype), {}
     for argument, value in arguments.items():
         # c1 and c2 are halves of c, and out may be scratch: views stay views
@@ -302,60 +392,15 @@ def test_a_backends_own_function_does_what_its_specification_does(name, case, dt
             held[argument] = held["out"]
         else:
             held[argument] = backend.asarray(value) if isinstance(value, np.ndarray) else value
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         call(backend.fused(getattr(functional, name)), backend.xp, held)
     results = {n: backend.to_numpy(v) if backend.owns(v) else v for n, v in held.items()}
-    assert_same(results, specified(name, case, dtype), dtype)
+    assert_same(name, results, specified(name, case, dtype), dtype)
 
 
 # ------------------------------------------------------------------------------- in a whole training
 
 
-@pytest.fixture
-def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The stand-in device with the fused kernels, run by g++; each counts as one launch."""
-
-    class OnDevice:
-        dot = staticmethod(standin.StandinBackend.xp.dot)
-
-        def elementwise(self, kernel: Elementwise) -> Any:
-            return self._counted(gpp.elementwise(kernel))
-
-        def cuda(self, file: str, function: str) -> Any:
-            run = gpp.cuda(file, function)
-            return self._counted(lambda dtype, blocks, threads, given: run(dtype, blocks, threads, map(_host, given)))
-
-        def _counted(self, run: Any) -> Any:
-            def launch(*arguments: Any, **settings: Any) -> None:
-                standin.device.count("launches")
-                run(*map(_host, arguments), **settings)
-
-            return launch
-
-    class FusedStandin(standin.StandinBackend):
-        name = "fused standin"
-        kernels = {name: factory(OnDevice()) for name, factory in FACTORIES.items()}  # noqa: RUF012
-
-        def capture(self, step: Any) -> Any:
-            """Every run as if it were recorded: an allocation or a wait in it is an error."""
-
-            def recorded() -> None:
-                with standin.device.capture():
-                    step()
-
-            return recorded
-
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
-    backends.register("fused standin", FusedStandin)
-    return "fused standin"
-
-
-def _host(argument: Any) -> Any:
-    return argument.host if isinstance(argument, standin.DeviceArray) else argument
-
-
-@needs_gpp
 @pytest.mark.parametrize(
     ("output", "units", "optimizer"),
     [("sigmoid", 1, dnn.SGD(0.1)), ("softmax", 3, dnn.Adam(0.01)), ("linear", 2, dnn.Momentum(0.1))],
@@ -376,7 +421,6 @@ def test_a_training_on_fused_kernels_is_that_on_numpy(output, units, optimizer, 
     assert own_history == {name: pytest.approx(values, abs=1e-12) for name, values in history.items()}
 
 
-@needs_gpp
 @pytest.mark.parametrize(("optimizer", "updates"), [(dnn.SGD(0.1), 1), (dnn.Momentum(0.1), 1), (dnn.Adam(0.01), 2)])
 def test_a_fused_step_is_seven_launches_an_update_and_its_products(optimizer, updates, fused_standin):
     network = dnn.Network([20, 64, 32, 10], output="softmax", backend=fused_standin)
@@ -462,7 +506,7 @@ def text_of(kernel: Elementwise, types: dict[str, str]) -> str:
     array, indexer, scalar = 1, 2, 3
     compiled = cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, kernel.name)
     words = [part.split() for part in f"{kernel.inputs}, {kernel.outputs}".split(",")]
-    scalars = {"n", "scale", "momentum", "beta1", "beta2", "eps"}
+    scalars = {"n", "scale", "eps", "interval"}
     infos = [
         _kernel._ArgInfo(scalar, _scalar.CScalar, np.dtype(types.get(kind, kind)), 0, True, True)
         if name in scalars and not raw
@@ -481,8 +525,14 @@ def text_of(kernel: Elementwise, types: dict[str, str]) -> str:
 @pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("kernel", collected().elementwise_kernels, ids=lambda kernel: kernel.name)
 def test_an_elementwise_kernel_compiles_for_a_gpu(kernel, architecture):
-    for T in ("float32", "float64"):
-        compile_for(architecture, text_of(kernel, {"T": T, "S": "uint8"}))
+    types = [("float32", "uint8"), ("float64", "uint8"), ("int64", "int64")][: 3 if kernel.name == "gather" else 2]
+    for low in ("float16", "bfloat16"):
+        if kernel.name in ("cast", "unscale"):
+            types.append(("float32", low))
+        if kernel.name not in WITHOUT_16_BITS | {"unscale"}:
+            types.append((low, "uint8" if kernel.name == "gather_scaled" else "float32"))
+    for T, S in types:
+        compile_for(architecture, text_of(kernel, {"T": T, "S": S}))
 
 
 CUDA_FILES = sorted({file for file, _ in collected().cuda_functions})

@@ -26,19 +26,26 @@ def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
 @pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("sigmoid", 70), ("softmax", 50), ("linear", 300)])
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Adam(0.01)], ids=str)
 @pytest.mark.parametrize(("batch_size", "fed"), [(64, False), (1000, False), (64, True), (300, True)])
-def test_the_estimate_is_what_the_device_allocates(batch_size, fed, optimizer, output, units, of_bytes):
+@pytest.mark.parametrize("precision", [None, "tf32", "float16", "bfloat16"])
+def test_the_estimate_is_what_the_device_allocates(precision, batch_size, fed, optimizer, output, units, of_bytes):
     X, Y = problem(output, units, of_bytes)
     network = dnn.Network([300, 200, 100, units], output=output, backend="standin")
     examples = prepare(network, X, Y, fitting=True)
-    expected = training_bytes(network, examples, 1000, batch_size, optimizer, fed)
+    expected = training_bytes(network, examples, 1000, batch_size, optimizer, fed, precision)
     limit = (1 + expected) / GB if fed else None
     before = device.allocated
     prepare(network, X, Y).on(network.backend)
     of_the_examples = device.allocated - before - (examples.X.nbytes if fed else 0)
     before = device.allocated
-    network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer, memory_limit=limit)
+    settings = {"epochs": 1, "batch_size": batch_size, "optimizer": optimizer, "precision": precision}
+    network.fit(X, Y, memory_limit=limit, **settings)
     taken = device.allocated - before - of_the_examples
     assert taken == pytest.approx(expected, rel=0.002)
+    # what is there already is not taken again
+    expected = training_bytes(network, examples, 1000, batch_size, optimizer, fed, precision)
+    before = device.allocated
+    network.fit(X, Y, memory_limit=(1 + expected) / GB if fed else None, **settings)
+    assert device.allocated - before - of_the_examples == pytest.approx(expected, rel=0.003)
 
 
 def test_what_does_not_fit_is_refused_before_the_training_and_the_batch_that_fits_fits():

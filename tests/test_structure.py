@@ -23,6 +23,7 @@ LAYERS = [
     {"dnn.errors", "dnn.files"},
     {"dnn.functional", "dnn.parameters", "dnn.initializers"},
     {"dnn.optimizers", "dnn.outputs", "dnn.data"},
+    {"dnn.precision"},
     {"dnn.step"},
     {"dnn.batches"},
     {"dnn.inference"},

@@ -391,14 +391,14 @@ def _adam(theta, grad, m, v, step_size, epsilon, beta1, beta2):
 
 
 @_exact
-def _adam_factors(learning_rate, eps, betas, one_minus_betas, powers, c, step_size, epsilon):
-    powers[0] *= betas[0]
-    powers[1] *= betas[1]
-    root = np.sqrt((1 - powers[1]) / one_minus_betas[1])
-    c[0] = (1 - powers[0]) / one_minus_betas[0]
+def _adam_factors(learning_rate, eps, betas, one_minus_betas, decays, powers, c, step_size, epsilon):
+    root = np.sqrt((1 - powers[1] * betas[1]) / one_minus_betas[1])
+    c[0] = (1 - powers[0] * betas[0]) / one_minus_betas[0]
     c[1] = root * learning_rate[0]
     epsilon[0] = root * eps
     step_size[0] = c[1] / c[0]
+    powers[0] *= decays[0]
+    powers[1] *= decays[1]
 
 
 # ---------------------------------------------------------------------------------- operations of the table
@@ -505,9 +505,10 @@ def _do(one, gemm, op, first, last, left, right):
         )
         _adam(theta, grad, m_, v, step_size, epsilon, beta1, beta2)
     elif kind == ADAM_FACTORS:
-        rate, eps, betas, rest = _array(a, _DOUBLE, 1), _array(b, _DOUBLE, 1)[0], _array(c, _DOUBLE, 2), d
-        powers, factors = _array(e, _DOUBLE, 2), _array(f, _DOUBLE, 2)
-        _adam_factors(rate, eps, betas, _array(rest, _DOUBLE, 2), powers, factors, _array(g, one, 1), _array(h, one, 1))
+        rate, eps, betas = _array(a, _DOUBLE, 1), _array(b, _DOUBLE, 1)[0], _array(c, _DOUBLE, 2)
+        rest, decays, powers = _array(d, _DOUBLE, 2), _array(e, _DOUBLE, 2), _array(f, _DOUBLE, 2)
+        step_size, epsilon = _array(h, one, 1), _array(op[AT + 8], one, 1)
+        _adam_factors(rate, eps, betas, rest, decays, powers, _array(g, _DOUBLE, 2), step_size, epsilon)
     elif kind == GATHER:
         _copy_rows(_array(a, one, op[K]), _array(b, _WHOLE, m), _array(c, one, m * n), n, first, last)
     elif kind == GATHER_SCALED:

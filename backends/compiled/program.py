@@ -109,9 +109,9 @@ def _relu_backward(dA: Array, A: Array, out: Array, **_: Any) -> list[Operation]
 def _gather(source: Array, rows: Array, scale: Any, out: Array, **_: Any) -> list[Operation]:
     arrays: Arrays = (source, rows, out)
     kind = kernels.GATHER_WHOLE if source.dtype == np.int64 else kernels.GATHER
+    if source.dtype != (out.dtype if scale is None else np.uint8):
+        raise NotCapturable(f"a batch of {source.dtype} for {out.dtype} has no compiled version")
     if scale is not None:
-        if source.dtype != np.uint8:
-            raise NotCapturable(f"a batch of {source.dtype} that is scaled has no compiled version")
         kind, arrays = kernels.GATHER_SCALED, (*arrays, np.array([scale], out.dtype))
     return [Operation(kind, ROWS, (*out.shape, source.size), (source, rows), (out,), arrays)]
 
@@ -168,7 +168,7 @@ def _update(kind: int, state: tuple[str, ...], factors: tuple[str, ...]) -> Call
 
     def operations(theta: Array, grad: Array, **given: Any) -> list[Operation]:
         kept = tuple(given[name] for name in state)
-        numbers = tuple(np.asarray(given[name], theta.dtype).reshape(1) for name in factors)
+        numbers = tuple(given[name] for name in factors)
         arrays = theta, grad, *kept, *numbers
         return [Operation(kind, THETA, (1, theta.size), (grad, *numbers), (theta, *kept), arrays, work=theta.size)]
 
@@ -180,6 +180,7 @@ def _adam_factors(
     eps: float,
     betas: Array,
     one_minus_betas: Array,
+    decays: Array,
     powers: Array,
     c: Array,
     step_size: Array,
@@ -187,8 +188,8 @@ def _adam_factors(
     **_: Any,
 ) -> list[Operation]:
     results = powers, c, step_size, epsilon
-    arrays = learning_rate, np.array([eps]), betas, one_minus_betas, *results
-    return [Operation(kernels.ADAM_FACTORS, FIRST, (1, 1), (learning_rate, betas, one_minus_betas), results, arrays)]
+    arrays = learning_rate, np.array([eps]), betas, one_minus_betas, decays, *results
+    return [Operation(kernels.ADAM_FACTORS, FIRST, (1, 1), (learning_rate, decays), results, arrays)]
 
 
 OPERATIONS: Mapping[str, Callable[..., list[Operation]]] = {

@@ -4,7 +4,8 @@ To add one: in the file of its family write a factory that takes a `Compiler`, d
 function of the specification's name and signature that launches it; put the factory into the family's dictionary under
 that name. That is all: the CuPy backend finds it there (`Backend.fused`). The tests run every kernel, compiled by g++,
 against its specification on the CPU, and compile it for real GPUs where NVRTC is installed; they fail for a kernel that
-they hold no case for. Types are type variables (`T`), never a list of dtypes.
+they hold no case for. Types are type variables (`T`), never a list of dtypes;
+where T is of 16 bits, CuPy's float16 or bfloat16, what is computed of it is a float.
 
 Every array is C-contiguous. A kernel may leave what its specification calls `scratch` untouched.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from backends.kernels import activations, batches, losses, products, updates
+from backends.kernels import activations, batches, losses, precision, products, updates
 from backends.kernels.compiler import Compiler, Elementwise
 
 __all__ = ["FACTORIES", "Compiler", "Elementwise"]
@@ -22,6 +23,7 @@ FACTORIES: Mapping[str, Callable[[Compiler], Callable[..., None]]] = {
     **activations.FACTORIES,
     **batches.FACTORIES,
     **losses.FACTORIES,
+    **precision.FACTORIES,
     **products.FACTORIES,
     **updates.FACTORIES,
 }

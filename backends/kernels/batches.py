@@ -13,9 +13,15 @@ _ROW = "source[rows[i / n] * n + i % n]"
 
 
 def gather(compiler: Compiler) -> Callable[..., None]:
-    copied = compiler.elementwise(Elementwise("gather", f"raw T source, {_ROWS}", "T out", f"out = {_ROW}"))
+    copied = compiler.elementwise(Elementwise("gather", f"raw S source, {_ROWS}", "T out", f"out = T({_ROW})"))
+    # the product is taken in float, or in T where that is wider
     scaled = compiler.elementwise(
-        Elementwise("gather_scaled", f"raw S source, {_ROWS}, T scale", "T out", f"out = T({_ROW}) * scale")
+        Elementwise(
+            "gather_scaled",
+            f"raw S source, {_ROWS}, float64 scale",
+            "T out",
+            f"out = T({_ROW} * decltype(T(1) * 1.0f)(scale))",
+        )
     )
 
     def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:

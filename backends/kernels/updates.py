@@ -24,14 +24,14 @@ def momentum(compiler: Compiler) -> Callable[..., None]:
     kernel = compiler.elementwise(
         Elementwise(
             "momentum",
-            "T grad, raw T learning_rate, float64 momentum",
+            "T grad, raw T learning_rate, raw T momentum",
             "T theta, T velocity",
-            "velocity = velocity * T(momentum) + grad; theta -= velocity * learning_rate[0]",
+            "velocity = velocity * momentum[0] + grad; theta -= velocity * learning_rate[0]",
         )
     )
 
     def momentum(
-        xp: Any, theta: Array, grad: Array, velocity: Array, learning_rate: Array, momentum: float, *, scratch: Array
+        xp: Any, theta: Array, grad: Array, velocity: Array, learning_rate: Array, momentum: Array, *, scratch: Array
     ) -> None:
         kernel(grad, learning_rate, momentum, theta, velocity)
 
@@ -42,11 +42,11 @@ def adam(compiler: Compiler) -> Callable[..., None]:
     kernel = compiler.elementwise(
         Elementwise(
             "adam",
-            "T grad, raw T step_size, raw T epsilon, float64 beta1, float64 beta2",
+            "T grad, raw T step_size, raw T epsilon, raw T beta1, raw T beta2",
             "T theta, T m, T v",
             """
-            m = m * T(beta1) + grad;
-            v = v * T(beta2) + grad * grad;
+            m = m * beta1[0] + grad;
+            v = v * beta2[0] + grad * grad;
             theta -= m / (sqrt(v) + epsilon[0]) * step_size[0]
             """,
         )
@@ -60,8 +60,8 @@ def adam(compiler: Compiler) -> Callable[..., None]:
         v: Array,
         step_size: Array,
         epsilon: Array,
-        beta1: float,
-        beta2: float,
+        beta1: Array,
+        beta2: Array,
         *,
         scratch: Array,
     ) -> None:
@@ -74,14 +74,15 @@ def adam_factors(compiler: Compiler) -> Callable[..., None]:
     kernel = compiler.elementwise(
         Elementwise(
             "adam_factors",
-            "raw float64 learning_rate, float64 eps, raw float64 betas, raw float64 one_minus_betas",
+            "raw float64 learning_rate, float64 eps, raw float64 betas, raw float64 one_minus_betas, "
+            "raw float64 decays",
             "raw float64 powers, raw float64 c, raw T step_size, raw T epsilon",
             """
-            powers[0] *= betas[0];
-            powers[1] *= betas[1];
-            double root = sqrt((1 - powers[1]) / one_minus_betas[1]);
-            c[0] = (1 - powers[0]) / one_minus_betas[0];
+            double root = sqrt((1 - powers[1] * betas[1]) / one_minus_betas[1]);
+            c[0] = (1 - powers[0] * betas[0]) / one_minus_betas[0];
             c[1] = root * learning_rate[0];
+            powers[0] *= decays[0];
+            powers[1] *= decays[1];
             epsilon[0] = T(root * eps);
             step_size[0] = T(c[1] / c[0])
             """,
@@ -94,6 +95,7 @@ def adam_factors(compiler: Compiler) -> Callable[..., None]:
         eps: float,
         betas: Array,
         one_minus_betas: Array,
+        decays: Array,
         *,
         powers: Array,
         c: Array,
@@ -102,7 +104,7 @@ def adam_factors(compiler: Compiler) -> Callable[..., None]:
         step_size: Array,
         epsilon: Array,
     ) -> None:
-        kernel(learning_rate, eps, betas, one_minus_betas, powers, c, step_size, epsilon, size=1)
+        kernel(learning_rate, eps, betas, one_minus_betas, decays, powers, c, step_size, epsilon, size=1)
 
     return adam_factors
 

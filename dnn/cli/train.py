@@ -22,6 +22,7 @@ from dnn.model_file import classes_of, model_bytes
 from dnn.network import DTYPES, Network
 from dnn.optimizers import OPTIMIZERS
 from dnn.outputs import OUTPUTS
+from dnn.precision import PRECISIONS, check_precision
 from dnn.step import ACTIVATIONS
 from dnn.training import History, fit
 
@@ -53,6 +54,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="a new order each epoch")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="(0)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="what a training step computes in (that of --dtype)")
     parser.add_argument(
         "--input-scale", metavar="F", type=float, help="X is multiplied by it (1/255 for bytes, else 1)"
     )
@@ -87,6 +89,7 @@ def run(given: argparse.Namespace) -> None:
             input_scale=given.input_scale,
             backend=given.backend,
         )
+        check_precision(network, given.precision)
         network.classes = _class_names(train_data, network)
         optimizer = OPTIMIZERS[given.optimizer](
             **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
@@ -110,6 +113,7 @@ def run(given: argparse.Namespace) -> None:
             verbose=not given.quiet,
             memory_limit=given.memory_limit,
             threads=given.threads,
+            precision=given.precision,
         )
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:
@@ -124,6 +128,7 @@ def run(given: argparse.Namespace) -> None:
         }
         settings |= {"learning_rate": optimizer.learning_rate, "validation_split": given.validation_split}
         settings |= {"shuffle": given.shuffle, "seed": given.seed, "dtype": given.dtype, "output": output}
+        settings |= {"precision": given.precision or given.dtype}
         settings |= {"input_scale": network.input_scale, "backend": network.backend.name}
         summary = {"model": model_path, "history": history_path, "settings": settings, "test": None}
         show(json.dumps(summary | measured | {"seconds": round(history.seconds, 3)}) + "\n")
