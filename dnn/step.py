@@ -182,3 +182,18 @@ class MixedStep(TrainStep):
     def gradients(self) -> None:
         self._mixed.lower_gradient(self.output.dZ, out=self._dZ)
         super().gradients()
+
+
+def training_step(
+    network: Network,
+    update: Update,
+    examples: Examples,
+    batch_size: int,
+    in_place: bool = False,
+    precision: str | None = None,
+    mixed: Mixed | None = None,
+) -> TrainStep:
+    """The step for batches of this size, on the working copies of `mixed` where there are any."""
+    if mixed is not None:
+        return MixedStep(network, update, examples, batch_size, mixed)
+    return TrainStep(network, update, examples, batch_size, in_place, precision)

@@ -23,7 +23,7 @@ from dnn.memory import place
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Optimizer
 from dnn.precision import check_precision, working_copies
-from dnn.step import MixedStep, TrainStep
+from dnn.step import training_step
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -162,18 +162,12 @@ class _Epochs:
         in_place = one_batch and rows is None and examples.scale is None and mixed is None
         in_place = in_place and backend.owns(examples.X)
         self._shuffle = shuffle and not one_batch
-
-        def bound(size: int) -> TrainStep:
-            if mixed is not None:
-                return MixedStep(network, update, examples, size, mixed)
-            return TrainStep(network, update, examples, size, in_place, precision)
-
         self._batches = Batches(
             backend,
             examples,
             np.arange(m) if rows is None else rows,
             batch_size,
-            bind=bound,
+            bind=lambda size: training_step(network, update, examples, size, in_place, precision, mixed),
             work=lambda step: step,
             capture=True,
         )

@@ -25,10 +25,8 @@ import numpy as np
 import dnn
 from backends import get_backend
 from dnn.data import prepare
-from dnn.step import TrainStep
-
-PRECISIONS = ("float32",)
-"""Those that dnn has, of float32 and bfloat16. For another, bind its step in `Dnn` and give its dtype in `dtype_of`."""
+from dnn.precision import check_precision, working_copies
+from dnn.step import training_step
 
 LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -38,15 +36,16 @@ class Dnn:
     def __init__(
         self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str, precision: str = "float32"
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"dnn computes in {', '.join(PRECISIONS)} here, not in {precision}")
         self.name = f"dnn on {backend}"
         self._network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
         self._backend = self._network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
+        reduced = check_precision(self._network, precision)
         with self._backend.stream():
             examples = prepare(self._network, X, Y, fitting=True).on(self._backend)
-            self._step = TrainStep(self._network, configuration.bind(self._network.parameters), examples, len(X))
+            update = configuration.bind(self._network.parameters)
+            mixed = working_copies(reduced, self._network.parameters)
+            self._step = training_step(self._network, update, examples, len(X), precision=reduced, mixed=mixed)
             self._step.load(self._backend.asarray(np.arange(len(X))))
         self._run = self._backend.capture(self._step)
 
@@ -319,9 +318,9 @@ def _after_five_steps(contender: Any) -> list[np.ndarray]:
     return contender.weights()
 
 
-def dtype_of(precision: str) -> Any:
-    """The dtype of dnn's products in this precision."""
-    return {"float32": np.float32}[precision]
+def precisions(backend: str) -> list[str]:
+    """Those of float32 and bfloat16 that dnn has on this backend."""
+    return ["float32", *(name for name in get_backend(backend).precisions if name == "bfloat16")]
 
 
 def product_rate(backend: str, precision: str, n: int, rounds: int = 15) -> float:
@@ -329,11 +328,9 @@ def product_rate(backend: str, precision: str, n: int, rounds: int = 15) -> floa
     import time
 
     its, generator = get_backend(backend), np.random.default_rng(0)
+    dtype = its.precisions.get(precision, np.dtype(np.float32))
     # of numbers as they come: zeros draw less power, and a card that draws less runs faster
-    a, b = (
-        its.asarray(generator.standard_normal((n, n), np.float32)).astype(dtype_of(precision), copy=False)
-        for _ in range(2)
-    )
+    a, b = (its.asarray(generator.standard_normal((n, n), np.float32)).astype(dtype, copy=False) for _ in range(2))
     out = its.empty((n, n), a.dtype)
     rates = []
     for _ in range(rounds):
