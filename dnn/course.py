@@ -290,9 +290,10 @@ def _model(
     examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
     step = TrainStep(network, SGD(learning_rate).bind(network.parameters), examples, m, in_place=True)
     costs = []
-    with np.errstate(over="ignore", invalid="ignore"):
+    with backend.stream(), np.errstate(over="ignore", invalid="ignore"):
+        run = backend.capture(step)
         for i in range(num_iterations):
-            step()
+            run()
             if i % 100 == 0 or i == num_iterations - 1:
                 costs.append(float(backend.to_numpy(step.output.loss)[0]))
                 if print_cost:

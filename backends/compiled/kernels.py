@@ -33,8 +33,12 @@ COLUMNS = 20
     ONE_HOT,
     LINEAR,
     LINEAR_RELU,
+    LINEAR_TANH,
+    LINEAR_SIGMOID,
     INPUT_GRADIENT,
     RELU_BACKWARD,
+    TANH_BACKWARD,
+    SIGMOID_BACKWARD,
     SIGMOID,
     SOFTMAX,
     SIGMOID_CROSS_ENTROPY,
@@ -46,7 +50,10 @@ COLUMNS = 20
     MOMENTUM,
     ADAM,
     ADAM_FACTORS,
-) = range(20)
+) = range(24)
+
+FEW_UNITS, MANY_INPUTS = 32, 1024
+"""Of a layer whose product in float64 is taken the other way round."""
 
 ROWS, UNITS, THETA, FIRST = range(4)
 """Whose share: some rows of the batch, some of the N columns, a part of theta; or the first thread does it alone."""
@@ -198,6 +205,19 @@ def _exp32(x):
     return value if x == x else x
 
 
+_T1, _T2, _T3 = _F(-5.70498872745e-3), _F(2.06390887954e-2), _F(-5.37397155531e-2)
+_T4, _T5, _STEEP = _F(1.33314422036e-1), _F(-3.33332819422e-1), _F(0.625)
+
+
+@_exact
+def _tanh32(x):
+    """tanh in float32: the polynomial of Cephes' tanhf near 0, where the exponential's form would cancel."""
+    z, size = x * x, abs(x)
+    near = ((((_T1 * z + _T2) * z + _T3) * z + _T4) * z + _T5) * z * x + x
+    far = _ONE - (_ONE + _ONE) / (_exp32(size + size) + _ONE)
+    return near if size < _STEEP else (far if x > _ZERO else -far)
+
+
 def _exp(x):
     """exp, in the dtype of x."""
 
@@ -243,6 +263,16 @@ def _one_hot_rows(labels, out, n, first, last):
 
 
 @_loop
+def _take_transposed(Z, A, n, first, last, left, right):
+    """A from its transpose, (units, rows)."""
+    rows = last - first
+    for i in range(rows):
+        row = A[(first + i) * n + left : (first + i) * n + right]
+        for j in range(len(row)):
+            row[j] = Z[j * rows + i]
+
+
+@_loop
 def _add_bias(A, b, n, first, last, left, right):
     b = b[left:right]
     for i in range(first, last):
@@ -259,6 +289,44 @@ def _add_bias_relu(A, b, n, first, last, left, right):
         for j in range(len(b)):
             z = row[j] + b[j]
             row[j] = zero if z < zero else z
+
+
+@_exact
+def _add_bias_tanh(A, b, n, first, last, left, right):
+    b = b[left:right]
+    for i in range(first, last):
+        row = A[i * n + left : i * n + right]
+        for j in range(len(b)):
+            row[j] = _tanh32(row[j] + b[j])
+
+
+@_exact
+def _add_bias_sigmoid(A, b, n, first, last, left, right):
+    b = b[left:right]
+    for i in range(first, last):
+        row = A[i * n + left : i * n + right]
+        for j in range(len(b)):
+            row[j] = _ONE / (_ONE + _exp32(-(row[j] + b[j])))
+
+
+@_loop
+def _tanh_backward(dA, A, out, n, first, last, left, right):
+    one = A.dtype.type(1)
+    for i in range(first, last):
+        begin, end = i * n + left, i * n + right
+        dA_row, A_row, row = dA[begin:end], A[begin:end], out[begin:end]
+        for j in range(len(row)):
+            row[j] = dA_row[j] * (one - A_row[j] * A_row[j])
+
+
+@_loop
+def _sigmoid_backward(dA, A, out, n, first, last, left, right):
+    one = A.dtype.type(1)
+    for i in range(first, last):
+        begin, end = i * n + left, i * n + right
+        dA_row, A_row, row = dA[begin:end], A[begin:end], out[begin:end]
+        for j in range(len(row)):
+            row[j] = dA_row[j] * (A_row[j] * (one - A_row[j]))
 
 
 @_loop
@@ -422,11 +490,23 @@ def _linear(one, gemm, op, first, last, left, right):
     n, k, transposed, size = op[N], op[K], op[FLAG], one.itemsize
     A_prev = op[AT] + first * (size if transposed else k * size)
     leading = op[M] if transposed else k
-    W, A = op[AT + 1] + left * k * size, op[AT + 3] + (first * n + left) * size
-    _gemm(gemm, one, transposed, 1, last - first, right - left, k, A_prev, leading, W, k, A, n)
-    A, b = _array(op[AT + 3], one, op[M] * n), _array(op[AT + 2], one, n)
+    W, rows, units = op[AT + 1] + left * k * size, last - first, right - left
+    A, b, scratch = _array(op[AT + 3], one, op[M] * n), _array(op[AT + 2], one, n), op[AT + 4]
+    if size == 8 and units <= FEW_UNITS and k > MANY_INPUTS:
+        # a third faster as W A_prevᵀ: so measured in float64, where in float32 it is slower
+        own = first * n + left * rows
+        _gemm(gemm, one, 0, 1 - transposed, units, rows, k, W, k, A_prev, leading, scratch + own * size, rows)
+        _take_transposed(_at(scratch, one, own, rows * units), A, n, first, last, left, right)
+    else:
+        _gemm(
+            gemm, one, transposed, 1, rows, units, k, A_prev, leading, W, k, op[AT + 3] + (first * n + left) * size, n
+        )
     if op[KIND] == LINEAR_RELU:
         _add_bias_relu(A, b, n, first, last, left, right)
+    elif op[KIND] == LINEAR_TANH:
+        _add_bias_tanh(A, b, n, first, last, left, right)
+    elif op[KIND] == LINEAR_SIGMOID:
+        _add_bias_sigmoid(A, b, n, first, last, left, right)
     else:
         _add_bias(A, b, n, first, last, left, right)
 
@@ -472,14 +552,19 @@ def _do(one, gemm, op, first, last, left, right):
     kind, m, n = op[KIND], op[M], op[N]
     a, b, c, d, e, f = op[AT], op[AT + 1], op[AT + 2], op[AT + 3], op[AT + 4], op[AT + 5]
     g, h = op[AT + 6], op[AT + 7]
-    if kind in (LINEAR, LINEAR_RELU):
+    if LINEAR <= kind <= LINEAR_SIGMOID:
         _linear(one, gemm, op, first, last, left, right)
     elif kind == INPUT_GRADIENT:
         _input_gradient(one, gemm, op, first, last, left, right)
-    elif kind == RELU_BACKWARD:
+    elif RELU_BACKWARD <= kind <= SIGMOID_BACKWARD:
         size = m * n
         dA, A, out = _array(a, one, size), _array(b, one, size), _array(c, one, size)
-        _relu_backward(dA, A, out, n, first, last, left, right)
+        if kind == RELU_BACKWARD:
+            _relu_backward(dA, A, out, n, first, last, left, right)
+        elif kind == TANH_BACKWARD:
+            _tanh_backward(dA, A, out, n, first, last, left, right)
+        else:
+            _sigmoid_backward(dA, A, out, n, first, last, left, right)
     elif kind == GRADIENTS:
         _gradients(one, gemm, op, first, last)
     elif kind == SGD:

@@ -81,10 +81,12 @@ def _is_transpose(A: Array) -> int:
 
 
 def _linear(kind: int) -> Callable[..., list[Operation]]:
-    def operations(A_prev: Array, W: Array, b: Array, out: Array, **_: Any) -> list[Operation]:
+    def operations(A_prev: Array, W: Array, b: Array, out: Array, scratch: Array) -> list[Operation]:
+        if kind in (kernels.LINEAR_TANH, kernels.LINEAR_SIGMOID) and out.dtype != np.float32:
+            raise NotCapturable(f"an activation with exp in {out.dtype} is faster in NumPy")
         (m, n), k = out.shape, W.shape[1]
-        arrays = A_prev, W, b, out
-        return [Operation(kind, ROWS, (m, n, k), arrays[:3], (out,), arrays, _is_transpose(A_prev), m * n * k)]
+        arrays, flag = (A_prev, W, b, out, scratch), _is_transpose(A_prev)
+        return [Operation(kind, ROWS, (m, n, k), (A_prev, W, b), (out, scratch), arrays, flag, m * n * k)]
 
     return operations
 
@@ -102,8 +104,11 @@ def _linear_backward(
     return found
 
 
-def _relu_backward(dA: Array, A: Array, out: Array, **_: Any) -> list[Operation]:
-    return [Operation(kernels.RELU_BACKWARD, ROWS, A.shape, (dA, A), (out,), (dA, A, out))]
+def _activation_backward(kind: int) -> Callable[..., list[Operation]]:
+    def operations(dA: Array, A: Array, out: Array, **_: Any) -> list[Operation]:
+        return [Operation(kind, ROWS, A.shape, (dA, A), (out,), (dA, A, out))]
+
+    return operations
 
 
 def _gather(source: Array, rows: Array, scale: Any, out: Array, **_: Any) -> list[Operation]:
@@ -197,8 +202,12 @@ OPERATIONS: Mapping[str, Callable[..., list[Operation]]] = {
     "one_hot": _one_hot,
     "linear_forward": _linear(kernels.LINEAR),
     "linear_relu": _linear(kernels.LINEAR_RELU),
+    "linear_tanh": _linear(kernels.LINEAR_TANH),
+    "linear_sigmoid": _linear(kernels.LINEAR_SIGMOID),
     "linear_backward": _linear_backward,
-    "relu_backward": _relu_backward,
+    "relu_backward": _activation_backward(kernels.RELU_BACKWARD),
+    "tanh_backward": _activation_backward(kernels.TANH_BACKWARD),
+    "sigmoid_backward": _activation_backward(kernels.SIGMOID_BACKWARD),
     "sigmoid": _output(kernels.SIGMOID),
     "softmax": _output(kernels.SOFTMAX),
     "sigmoid_cross_entropy": _sigmoid_cross_entropy,
@@ -291,7 +300,7 @@ def _theta(operations: list[Operation]) -> tuple[int, int]:
 
 
 def _by_units(operation: Operation, threads: int) -> Operation:
-    by_rows = operation.kind in (kernels.LINEAR, kernels.LINEAR_RELU, kernels.INPUT_GRADIENT, kernels.RELU_BACKWARD)
+    by_rows = kernels.LINEAR <= operation.kind <= kernels.SIGMOID_BACKWARD
     if by_rows and operation.m < FEW_ROWS * threads and operation.n >= 16 * threads:
         return replace(operation, whose=UNITS)
     return operation
