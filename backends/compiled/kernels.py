@@ -68,6 +68,8 @@ SYNC = 40
 _settings: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 _loop = njit(**_settings, fastmath={"nsz", "contract", "reassoc", "arcp"})
 _exact = njit(**_settings, fastmath={"contract"})
+_once = njit(**_settings, fastmath={"contract"}, inline="always")
+"""For what is called in one place: compiled there, not by itself too."""
 
 # ------------------------------------------------------------------------------------- what Python cannot say
 
@@ -485,7 +487,7 @@ def _within(place, first, n, size):
     return min(max((place - first + size - 1) // size, 0), n)
 
 
-@_exact
+@_once
 def _linear(one, gemm, op, first, last, left, right):
     n, k, transposed, size = op[N], op[K], op[FLAG], one.itemsize
     A_prev = op[AT] + first * (size if transposed else k * size)
@@ -511,7 +513,7 @@ def _linear(one, gemm, op, first, last, left, right):
         _add_bias(A, b, n, first, last, left, right)
 
 
-@_exact
+@_once
 def _input_gradient(one, gemm, op, first, last, left, right):
     """dA_prev = dZ W. dZ (M, K), W (K, N)."""
     n, k, size = op[N], op[K], one.itemsize
@@ -519,7 +521,7 @@ def _input_gradient(one, gemm, op, first, last, left, right):
     _gemm(gemm, one, 0, 0, last - first, right - left, k, dZ, k, W, n, dA, n)
 
 
-@_exact
+@_once
 def _gradients(one, gemm, op, begin, end):
     """dW = dZᵀ A_prev and db = Σ dZ where they lie in this part of theta. dZ (M, N), A_prev (M, K)."""
     m, n, k, transposed, size = op[M], op[N], op[K], op[FLAG], one.itemsize
@@ -546,7 +548,7 @@ def _gradients(one, gemm, op, begin, end):
 _WHOLE, _BYTE, _DOUBLE = np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.float64)
 
 
-@_exact
+@_once
 def _do(one, gemm, op, first, last, left, right):
     """One operation: on these rows and these units; the update of a part of theta takes `first` and `last` for it."""
     kind, m, n = op[KIND], op[M], op[N]
@@ -662,56 +664,53 @@ def _run(one, message, meeting, thread):
     yielding, sleeping = message[YIELD], message[SLEEP]
     for i in range(message[COUNT]):
         op = ops[i]
-        whose = op[WHOSE]
+        whose, first, last, left, right = op[WHOSE], 0, op[M], 0, op[N]
         if op[KIND] == BARRIER:
             if threads > 1:
                 arrived += threads
                 _add_to(meeting, 1)
                 _wait(meeting, arrived, yielding, sleeping, 1 << 40)
-        elif whose == ROWS:
+            continue
+        if whose == ROWS:
             first, last = _part(op[M], thread, threads)
-            if last > first:
-                _do(one, gemm, op, first, last, 0, op[N])
         elif whose == UNITS:
             left, right = _part(op[N], thread, threads)
-            if right > left:
-                _do(one, gemm, op, 0, op[M], left, right)
         elif whose == THETA:
-            if bounds[thread + 1] > bounds[thread]:
-                _do(one, gemm, op, bounds[thread], bounds[thread + 1], 0, 0)
-        elif thread == 0:
-            _do(one, gemm, op, 0, op[M], 0, op[N])
+            first, last = bounds[thread], bounds[thread + 1]
+        elif thread > 0:
+            continue
+        if last > first and right > left:
+            _do(one, gemm, op, first, last, left, right)
 
 
 @_exact
-def run(one, message, sync, helpers):
-    """The program in the message, by this thread and as many of the helpers as it asks for. It ends with a barrier."""
-    here = sync.ctypes.data
-    if message[THREADS] > 1:
-        _wait(here + 8 * TAKEN, sync[GO] * helpers, message[YIELD], message[SLEEP], 1 << 40)
-        message[BASE] = sync[ARRIVED]
-        for i in range(GO):
-            sync[i] = message[i]
-        _add_to(here + 8 * GO, 1)
-    _run(one, message, here + 8 * ARRIVED, 0)
+def run(one, message, sync, helpers, thread):
+    """The program in the message, by the first thread and as many helpers as it asks for; it ends with a barrier.
 
-
-@_exact
-def help(one, sync, thread):
-    """A helping thread's life: its share of every program that is sent, until it is stopped."""
-    here = sync.ctypes.data
-    message, sent = np.zeros(GO, np.int64), 0
+    Of another thread: a helper's life, its share of every program that is sent, until it is stopped.
+    """
+    here, sent = sync.ctypes.data, 0
     while True:
-        sent += 1
-        # some milliseconds of readiness: longer than what lies between two steps
-        _wait(here + 8 * GO, sent, sync[YIELD], sync[SLEEP], 20000)
-        if _load(here + 8 * STOP):
-            return
-        for i in range(GO):
-            message[i] = sync[i]
-        _add_to(here + 8 * TAKEN, 1)
+        if thread == 0:
+            if message[THREADS] > 1:
+                _wait(here + 8 * TAKEN, sync[GO] * helpers, message[YIELD], message[SLEEP], 1 << 40)
+                message[BASE] = sync[ARRIVED]
+                for i in range(GO):
+                    sync[i] = message[i]
+                _add_to(here + 8 * GO, 1)
+        else:
+            sent += 1
+            # some milliseconds of readiness: longer than what lies between two steps
+            _wait(here + 8 * GO, sent, sync[YIELD], sync[SLEEP], 20000)
+            if _load(here + 8 * STOP):
+                return
+            for i in range(GO):
+                message[i] = sync[i]
+            _add_to(here + 8 * TAKEN, 1)
         if thread < message[THREADS]:
             _run(one, message, here + 8 * ARRIVED, thread)
+        if thread == 0:
+            return
 
 
 @_exact
@@ -722,8 +721,7 @@ def stop(sync):
 
 
 def compile_for(dtype: np.dtype) -> None:
-    """All that programs of this dtype need, as machine code: from Numba's cache, or compiled in some 15 seconds."""
+    """All that programs of this dtype need, as machine code: from Numba's cache, or compiled in some 10 seconds."""
     one, numbers = types.Array(numba.from_dtype(dtype), 1, "C"), types.Array(types.int64, 1, "C")
-    run.compile((one, numbers, numbers, types.int64))
-    help.compile((one, numbers, types.int64))
+    run.compile((one, numbers, numbers, types.int64, types.int64))
     stop.compile((numbers,))

@@ -62,6 +62,8 @@ class Pool:
             self._for_programs = True
             self._limit(1)
         threads = int(max(1, min(self.threads, program.work // WORTH)))
+        if self._helpers and self._dtype != program.dtype:
+            threads = 1  # the helpers run the other dtype's code
         one, bounds, message = np.ones(1, program.dtype), program.bounds(threads), np.zeros(kernels.GO, np.int64)
         message[kernels.OPS], message[kernels.COUNT] = program.table.ctypes.data, len(program.table)
         message[kernels.BOUNDS], message[kernels.THREADS] = bounds.ctypes.data, threads
@@ -72,15 +74,15 @@ class Pool:
             self._sync = room[-room.ctypes.data % 64 // 8 :][: kernels.SYNC]  # each counter on a line of its own
             self._sync[: kernels.GO] = message
         if threads > 1 and not self._helpers:
-            self._start(kernels.help, one)
-        assert not self._helpers or self._dtype == one.dtype, "a run's networks have one dtype"
+            self._start(kernels.run, one)
         held = program.table, bounds  # the message has their addresses
-        return kernels.run, (one, message, self._sync, len(self._helpers)), held
+        return kernels.run, (one, message, self._sync, len(self._helpers), 0), held
 
-    def _start(self, help: Any, one: np.ndarray) -> None:
+    def _start(self, run: Any, one: np.ndarray) -> None:
         self._dtype = one.dtype
         for number in range(1, self.threads):
-            helper = Thread(target=help, args=(one, self._sync, number), daemon=True)
+            message = np.zeros_like(self._sync)
+            helper = Thread(target=run, args=(one, message, self._sync, 0, number), daemon=True)
             helper.start()
             self._helpers.append(helper)
 
