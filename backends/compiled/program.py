@@ -11,6 +11,7 @@ says what may be moved and where the threads must wait for each other:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,10 @@ from backends.compiled.recording import recorded
 
 FEW_ROWS = 32
 """A thread's rows, below which it rather takes some units of all rows: a product's inner loop needs rows to reuse W."""
+
+
+MANY_WEIGHTS = 8_000_000
+"""Of one layer, more than a cache holds."""
 
 
 class NotCapturable(Exception):
@@ -300,8 +305,10 @@ def _theta(operations: list[Operation]) -> tuple[int, int]:
 
 
 def _by_units(operation: Operation, threads: int) -> Operation:
-    by_rows = kernels.LINEAR <= operation.kind <= kernels.SIGMOID_BACKWARD
-    if by_rows and operation.m < FEW_ROWS * threads and operation.n >= 16 * threads:
+    """The layers' operations shared out by units, where each thread had too few rows, or W is better read once."""
+    of_layer = kernels.LINEAR <= operation.kind <= kernels.SIGMOID_BACKWARD
+    few_rows = operation.m < FEW_ROWS * threads or math.prod(operation.sizes[1:]) > MANY_WEIGHTS
+    if of_layer and few_rows and operation.n >= 16 * threads:
         return replace(operation, whose=UNITS)
     return operation
 
