@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnn.batches import Batches
-from dnn.data import Examples, prepare
+from dnn.data import Examples, prepare_in_parts
 from dnn.outputs import OUTPUTS
 from dnn.step import Forward
 
@@ -19,12 +19,16 @@ ACTIVATION_BYTES = 16_000_000
 """Of a batch, about: products large enough for all cores, buffers that stay in a large cache."""
 
 
+LONG = 20_000_000_000
+"""Multiplications from which on it is worth to have what compiles programs in memory: some tenths of a second."""
+
+
 def _batches(
     network: Network,
     examples: Examples,
     rows: np.ndarray | None,
     work: Callable[[Forward], Callable[[], None]],
-    capture: bool = False,
+    capture: bool,
 ) -> Batches[Forward]:
     if rows is None:
         rows = np.arange(examples.m)
@@ -39,31 +43,44 @@ def _batches(
 def outputs(network: Network, X: Any) -> np.ndarray:
     """P (m, K) of all examples, on the host."""
     with network.backend.stream():
-        examples = prepare(network, X)
-        P, start = np.empty((examples.m, network.layer_sizes[-1]), network.dtype), 0
-        for step in _batches(network, examples, None, lambda step: step.predict):
-            P[start : start + step.batch_size] = network.backend.to_numpy(step.output.P)
-            start += step.batch_size
+        m, parts = prepare_in_parts(network, X)
+        P, start, capture = np.empty((m, network.layer_sizes[-1]), network.dtype), 0, m * network.n_parameters > LONG
+        for examples in parts:
+            for step in _batches(network, examples, None, lambda step: step.predict, capture):
+                P[start : start + step.batch_size] = network.backend.to_numpy(step.output.P)
+                start += step.batch_size
     return P
+
+
+def evaluate(network: Network, X: Any, Y: Any) -> dict[str, float]:
+    """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
+    loss, correct = 0.0, 0.0
+    with network.backend.stream():
+        m, parts = prepare_in_parts(network, X, Y)
+        for examples in parts:
+            of_part, hits = Evaluation(network, examples, capture=m * network.n_parameters > LONG).totals()
+            loss, correct = loss + of_part * (examples.m / m), correct + hits
+    return measures(network, loss, correct, m)
 
 
 class Evaluation:
     """Loss and metric of these rows of the examples, or of all: bound once, for as often as it is called."""
 
-    def __init__(
-        self, network: Network, examples: Examples, rows: np.ndarray | None = None, capture: bool = False
-    ) -> None:
+    def __init__(self, network: Network, examples: Examples, rows: np.ndarray | None = None, *, capture: bool) -> None:
         self._network = network
         self._m = examples.m if rows is None else len(rows)
         self._batches = _batches(network, examples, rows, lambda step: step.evaluate, capture)
 
-    @np.errstate(over="ignore", invalid="ignore")
     def __call__(self) -> dict[str, float]:
-        """{"loss": ..., "accuracy": ...}; "rmse" in place of accuracy for a linear output."""
+        return measures(self._network, *self.totals(), self._m)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def totals(self) -> tuple[float, float]:
+        """The mean loss and the number of hits."""
         self._batches.reset()
         for _ in self._batches:
             pass
-        return measures(self._network, *self._batches.totals(), self._m)
+        return self._batches.totals()
 
 
 def measures(network: Network, loss: float, correct: float, m: int) -> dict[str, float]:

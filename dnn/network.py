@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends import Backend, get_backend
-from dnn.data import prepare
 from dnn.errors import check_number, check_whole
-from dnn.inference import Evaluation, outputs
+from dnn.inference import evaluate, outputs
 from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.optimizers import Adam, Optimizer, Update
 from dnn.outputs import OUTPUTS
@@ -153,8 +152,7 @@ class Network:
 
     def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
         """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
-        with self.backend.stream():
-            return Evaluation(self, prepare(self, X, Y))()
+        return evaluate(self, X, Y)
 
     def save(self, path: str | PathLike[str], force: bool = False) -> None:
         """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""

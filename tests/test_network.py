@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 import dnn
 from backends import Backend, use_backend
-from dnn.data import prepare
+from dnn.data import examples, prepare
 from dnn.errors import DataError
 from dnn.inference import _batches
 
@@ -83,10 +85,45 @@ def test_many_batches_give_what_one_gives(backend: Backend, monkeypatch):
     # wide layers make small batches: 16 MB of activations at most
     network = dnn.Network([2, 100_000, 2], output="softmax", backend=backend.name)
     rows = np.random.default_rng(1).standard_normal((50, 2)).astype(np.float32)
-    batches = [step.batch_size for step in _batches(network, prepare(network, rows), None, lambda step: step.predict)]
+    batches = [
+        step.batch_size for step in _batches(network, prepare(network, rows), None, lambda step: step.predict, False)
+    ]
     assert len(batches) == 2 and sum(batches) == 50
     each = np.vstack([network.predict_proba(row[None]) for row in rows])
     np.testing.assert_allclose(network.predict_proba(rows), each, rtol=1e-4)
+
+
+IN_FLOAT32 = X.astype(np.float32)  # to be converted
+
+
+def test_parts_give_what_the_whole_gives(backend: Backend, monkeypatch):
+    network, Y = network_of("softmax", 3, backend), np.arange(20) % 3
+    whole, answers = network.evaluate(IN_FLOAT32, Y), network.predict(IN_FLOAT32)
+    monkeypatch.setattr(examples, "CHUNK", 2 * X.shape[1])  # parts of four examples
+    measured = network.evaluate(IN_FLOAT32, Y)
+    assert measured["loss"] == pytest.approx(whole["loss"], rel=1e-12) and measured["accuracy"] == whole["accuracy"]
+    np.testing.assert_array_equal(network.predict(IN_FLOAT32), answers)
+
+
+def test_a_number_that_is_not_finite_is_named_by_its_place_in_the_whole(backend: Backend, monkeypatch):
+    wrong = IN_FLOAT32.copy()
+    wrong[17, 1] = np.nan
+    monkeypatch.setattr(examples, "CHUNK", 2 * X.shape[1])
+    with pytest.raises(DataError, match="at example 17, feature 1"):
+        network_of("softmax", 3, backend).predict(wrong)
+
+
+def test_evaluating_what_must_be_converted_holds_a_part_of_it():
+    network = dnn.Network([100, 8, 2], output="softmax")
+    doubles = np.zeros((500_000, 100))  # 200 MB in float32
+    labels = np.zeros(len(doubles), np.int64)
+    tracemalloc.start()
+    try:
+        network.evaluate(doubles, labels)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 80e6
 
 
 def test_a_network_keeps_the_backend_it_was_made_with():

@@ -53,23 +53,53 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
     names what does not fit. A NumPy X that needs no conversion is used as it is, not copied. X stays on the host, or on
     the network's device if it is there: whether it moves is for those to say who know what else must fit.
     """
-    X = _as_array(name, X)
-    _check_shape(network, name, X)
-    scale, kind = _scaling(network, name, X)
-    targets = None
-    if Y is not NO_LABELS:
-        targets_name = "Y" + name[1:]
-        targets = targets_for(network, Y, X.shape[0], targets_name, name)
-        targets = network.backend.asarray(targets)
-    if X.dtype == np.uint8:
-        examples = Examples(_convert(network, name, X, X.dtype, 1.0), targets, network.dtype.type(scale))
-    else:
-        examples = Examples(_convert(network, name, X, network.dtype, scale), targets)
+    X, targets, scale, kind = _checked(network, X, Y, name)
+    examples = _converted(network, X, targets, scale, name, 0, X.shape[0])
     if fitting:
         # only now, when nothing was refused: the network is as it was after a fit that never began
         network.input_scale, network.input_kind = scale, kind
         network.input_shape = network.input_shape or tuple(X.shape[1:])
     return examples
+
+
+def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int, Iterator[Examples]]:
+    """How many examples, and what `prepare` makes of them, part by part.
+
+    All is checked here but whether every number is finite. What is converted, or read from a file, is never there as
+    a whole.
+    """
+    X, targets, scale, _ = _checked(network, X, Y, "X")
+    m, of_bytes = X.shape[0], X.dtype == np.uint8
+    as_it_is = _needs_no_conversion(X, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else scale)
+    size = m if as_it_is or _is_device_array(X) else max(1, 2 * CHUNK // network.layer_sizes[0])
+
+    def parts() -> Iterator[Examples]:
+        for first in range(0, m, size):
+            last = min(first + size, m)
+            of_part = None if targets is None else targets[first:last]
+            yield _converted(network, X, of_part, scale, "X", first, last)
+
+    return m, parts()
+
+
+def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | None, float, str | None]:
+    """X as an array of a fitting shape, the targets, the scale, and what it was taken for."""
+    X = _as_array(name, X)
+    _check_shape(network, name, X)
+    scale, kind = _scaling(network, name, X)
+    targets = None
+    if Y is not NO_LABELS:
+        targets = network.backend.asarray(targets_for(network, Y, X.shape[0], "Y" + name[1:], name))
+    return X, targets, scale, kind
+
+
+def _converted(
+    network: Network, X: Any, targets: Array | None, scale: float, name: str, first: int, last: int
+) -> Examples:
+    """The examples from `first` to `last`; bytes with their scale, other numbers scaled already."""
+    if X.dtype == np.uint8:
+        return Examples(_convert(network, name, X, X.dtype, 1.0, first, last), targets, network.dtype.type(scale))
+    return Examples(_convert(network, name, X, network.dtype, scale, first, last), targets)
 
 
 def _as_array(name: str, X: Any) -> Any:
@@ -135,36 +165,43 @@ def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
     return network.input_scale, network.input_kind
 
 
-def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float) -> Array:
-    """(m, n_in), C-contiguous, in this dtype, times `scale`, every number finite; on the host, or where X is."""
+def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float, first: int, last: int) -> Array:
+    """Rows first..last as (m, n_in), C-contiguous, in this dtype, times `scale`, every number finite.
+
+    On the host, or where X is.
+    """
     backend = network.backend
-    m, n_in = X.shape[0], network.layer_sizes[0]
+    m, n_in = last - first, network.layer_sizes[0]
     if _is_device_array(X):
         source = backend_of(X)
         if source is backend:
             # scaled in the network's dtype, as on the host
-            converted = X.reshape(m, n_in).astype(dtype, copy=scale != 1)
+            converted = X.reshape(X.shape[0], n_in)[first:last].astype(dtype, copy=scale != 1)
             if scale != 1:
                 converted *= dtype.type(scale)
             xp = backend.xp
             if dtype.kind == "f" and not bool(xp.isfinite(converted).all()):
-                _raise_non_finite(name, backend.to_numpy(converted), 0, dtype)
+                _raise_non_finite(name, backend.to_numpy(converted), first, dtype)
             return xp.ascontiguousarray(converted)
         X = source.to_numpy(X)
-    if isinstance(X, np.ndarray) and X.dtype == dtype and scale == 1 and X.flags.c_contiguous:
-        host = X.reshape(m, n_in)
+    if _needs_no_conversion(X, dtype, scale):
+        host = X.reshape(X.shape[0], n_in)[first:last]
         for start, stop in _chunks(m, n_in):
-            _check_finite(name, host[start:stop], start, dtype)
+            _check_finite(name, host[start:stop], first + start, dtype)
         return host
     host = _new_host_array(name, (m, n_in), dtype)
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
         with np.errstate(over="ignore"):
-            rows[...] = _read(name, X, slice(start, stop)).reshape(stop - start, n_in)
+            rows[...] = _read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
         if scale != 1:
             rows *= dtype.type(scale)
-        _check_finite(name, rows, start, dtype)
+        _check_finite(name, rows, first + start, dtype)
     return host
+
+
+def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float) -> bool:
+    return isinstance(X, np.ndarray) and X.dtype == dtype and scale == 1 and X.flags.c_contiguous
 
 
 def _new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
