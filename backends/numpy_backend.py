@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,17 @@ class NumpyBackend(Backend):
     def facts(self) -> dict[str, str]:
         dependencies = np.show_config(mode="dicts")["Build Dependencies"]
         blas = dependencies["blas"]
-        return {"NumPy": np.__version__, "BLAS": f"{blas['name']} {blas['version']}", "threads": _threads()}
+        steps = "operation by operation"
+        if find_spec("numba") is None:
+            steps += ": pip install 'dnn[fast]' for compiled programs"
+        elif not self._compiles:
+            steps += f": no product of {blas['name']} is known that compiled programs could call"
+        return {
+            "NumPy": np.__version__,
+            "BLAS": f"{blas['name']} {blas['version']}",
+            "threads": str(number_of_threads()),
+            "steps": f"compiled by Numba {version('numba')}" if self._compiles else steps,
+        }
 
     def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
         own, name = super().fused(function), function.__name__
@@ -136,12 +147,6 @@ class _Compiled:
             self._pool = pool
             self._run, self._arguments, self._held = pool.bound(self._program)
         self._run(*self._arguments)
-
-
-def _threads() -> str:
-    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-    limits = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    return ", ".join(limits) or "one a core"
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

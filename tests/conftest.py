@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import standin  # noqa: F401  (registers itself)
 from gpp import FusedStandin, Gpp
@@ -71,10 +72,21 @@ def shared() -> Path:
     return find_shared()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_once() -> None:
+    """What a fresh machine compiles for seconds, and says so, is no part of a test."""
+    if find_spec("numba") is not None:
+        from backends.compiled import kernels
+
+        for dtype in (np.float32, np.float64):
+            kernels.compile_for(np.dtype(dtype))
+
+
 @pytest.fixture(autouse=True)
 def _numpy_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the shell or an earlier test chose is no part of a test."""
-    monkeypatch.delenv("DNN_BACKEND", raising=False)
+    for name in ("DNN_BACKEND", "DNN_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     use_backend(None)
     yield
     use_backend(None)

@@ -12,13 +12,14 @@ says what may be moved and where the threads must wait for each other:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from backends.base import Array
+from backends.base import Array, log_once
 from backends.compiled import kernels
 from backends.compiled.kernels import FIRST, ROWS, THETA, UNITS
 from backends.compiled.recording import recorded
@@ -244,10 +245,13 @@ class Program:
             arguments.pop("xp")
             found += OPERATIONS[name](**arguments)
         self.dtype = _dtype(found)
+        started = time.perf_counter()
         try:
             kernels.compile_for(self.dtype)
         except Exception as cause:  # no room for the machine code, a Numba that does not fit: the step runs as well
             raise NotCapturable(f"it cannot be compiled: {cause}") from cause
+        if (seconds := time.perf_counter() - started) > 2:
+            log_once(f"steps in {self.dtype} were compiled for this machine in {seconds:.0f} s, once")
         self.work = sum(operation.work for operation in found)
         found = [_by_units(operation, threads) for operation in found]
         self._operations = _with_barriers(_in_order(found))
