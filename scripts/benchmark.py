@@ -12,8 +12,8 @@ Contenders: dnn, with the compiled programs of the extra `fast` where it is inst
 NumPy, the assignment's equations as they read; and of --peers those that are installed: scikit-learn's MLPClassifier,
 PyTorch (eager and compiled, fused updates; the better counts) and JAX (jitted, donated buffers). Each is checked first:
 from the same weights to the same weights in five steps. Then they take turns, round after round, on the same number of
-threads, pinned to as many cores; printed are medians with quartiles, and medians of the ratios within a round (above
-1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds.
+threads and of cores, each begun at rest; printed are medians with quartiles, and medians of the ratios within a round
+(above 1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -81,10 +81,6 @@ NETWORKS = [
 TURN = 0.075
 """Seconds of a turn, about."""
 
-PAUSE = 0.06
-"""Seconds before a turn: the idle threads of OpenBLAS, OpenMP and XLA spin for about 30 ms after their last work, on
-the cores that the next contender is to have for itself."""
-
 
 def main() -> None:
     given = parse(None)
@@ -107,6 +103,7 @@ def main() -> None:
         "rounds": given.rounds,
         "sections": {},
     }
+    write(results, given.json)  # a file that cannot be written is told now
     print(header(results), flush=True)
     for name in given.sections:
         for i in range(2 if name in TWICE else 1):
@@ -117,11 +114,15 @@ def main() -> None:
                 print(f"  left out: {why}")
                 figures = {"not measured": str(why)}
             results["sections"].setdefault(name, []).append(figures)
-            if given.json:
-                try:
-                    write_whole({given.json: (json.dumps(results, indent=1) + "\n").encode()})
-                except DnnError as error:
-                    sys.exit(f"benchmark.py: {error}")
+            write(results, given.json)
+
+
+def write(results: Figures, path: str | None) -> None:
+    if path:
+        try:
+            write_whole({path: (json.dumps(results, indent=1) + "\n").encode()})
+        except DnnError as error:
+            sys.exit(f"benchmark.py: {error}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -207,7 +208,7 @@ def pools() -> list[Figures]:
 
 
 def compiles() -> bool:
-    return get_backend("numpy")._compiles  # type: ignore[attr-defined]
+    return get_backend("numpy")._compiles
 
 
 def processor() -> str:
@@ -242,12 +243,12 @@ def take_turns(every: Sequence[Contender], rounds: int) -> dict[str, list[float]
     times: dict[str, list[float]] = {contender.name: [] for contender in every}
     for i in range(rounds):
         for contender in every if i % 2 == 0 else reversed(every):
-            times[contender.name].append(1e6 * turn(contender, n[contender.name], PAUSE))
+            times[contender.name].append(1e6 * turn(contender, n[contender.name], rested=True))
     return times
 
 
 def steps_of_a_turn(contender: Contender) -> int:
-    first = turn(contender, 1, PAUSE)
+    first = turn(contender, 1, rested=True)
     return max(1, round(TURN / turn(contender, max(1, int(0.2 * TURN / first)))))
 
 
@@ -291,11 +292,22 @@ def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  " + "  ".join([first.strip().ljust(widths[0]), *rest])
 
 
+class Calls(Contender):
+    """Calls of a function as steps."""
+
+    def __init__(self, name: str, call: Callable[[], object]) -> None:
+        self.name, self._call = name, call
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self._call()
+
+
 # ---------------------------------------------------------------------------------------------------- steps
 
 COLUMNS = ["dnn", "dnn, plain", "plain NumPy", "scikit-learn", "PyTorch", "JAX jit"]
 TIMES = [35, *[22] * len(COLUMNS)]
-RATIOS = [35, *[13] * (len(COLUMNS) - 1), 20, 14]
+RATIOS = [35, *[14] * (len(COLUMNS) - 1), 20, 14]
 
 
 def steps(given: argparse.Namespace) -> list[Figures]:
@@ -379,17 +391,6 @@ def ratios(figures: Figures) -> str:
 # --------------------------------------------------------------------------------------------------- epochs
 
 
-class Epochs(Contender):
-    """Whole epochs as steps."""
-
-    def __init__(self, name: str, epoch: Callable[[], object]) -> None:
-        self.name, self._epoch = name, epoch
-
-    def steps(self, n: int) -> None:
-        for _ in range(n):
-            self._epoch()
-
-
 def epochs(given: argparse.Namespace) -> list[Figures]:
     """An epoch of fit, shuffling, loss and accuracy included; of the peers, their fastest loop, which has no loss."""
     with dnn.open_dataset(data_with("mnist.h5") / "mnist.h5") as data:
@@ -399,19 +400,28 @@ def epochs(given: argparse.Namespace) -> list[Figures]:
     rows = []
     for optimizer in given.optimizers:
         every: list[Contender] = []
+        failed: dict[str, str] = {}
         for name, backend in [("dnn", "numpy"), *[("dnn, plain", uncompiled())] * compiles()]:
-            every.append(Epochs(name, fit_epoch(sizes, X, Y, m, optimizer, backend)))
+            every.append(Calls(name, fit_epoch(sizes, X, Y, m, optimizer, backend)))
         start = Dnn(sizes, as_floats[:m], Y[:m], optimizer, "numpy").weights()
         for mode in modes:
             for kind, images in (("bytes", X), ("floats", as_floats)):
-                if mode == "jax":
-                    peer: Any = JaxEpochs(start, images, Y, m, optimizer)
+                name = f"{'JAX jit' if mode == 'jax' else f'PyTorch {mode}'}, {kind}"
+                try:
+                    if mode == "jax":
+                        peer: Any = JaxEpochs(start, images, Y, m, optimizer)
+                    else:
+                        peer = TorchEpochs(start, images, Y, m, "cpu", mode, optimizer)
+                    peer.epoch()
+                except Exception as error:  # as in peers.contenders
+                    failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    print(f"  {name}: left out: {failed[name]}")
                 else:
-                    peer = TorchEpochs(start, images, Y, m, "cpu", mode, optimizer)
-                every.append(Epochs(f"{peer.name}, {kind}", peer.epoch))
+                    every.append(Calls(name, peer.epoch))
         times = {name: [1e-3 * t for t in values] for name, values in take_turns(every, given.rounds).items()}
         figures = summary(times)
         rows.append({"network": "784-256-128-10", "batch": m, "optimizer": optimizer, "ms an epoch": figures})
+        rows[-1] |= {"failed": failed}
         print(
             f"  MNIST, {len(X)} examples, 784-256-128-10, batch {m}, {optimizer}: ms an epoch, times dnn / dnn, plain"
         )
@@ -516,6 +526,8 @@ def threads(given: argparse.Namespace) -> list[Figures]:
 def threads_lines(name: str, by_number: dict[int, Figures]) -> list[list[str]]:
     lines = []
     for contender in by_number[1]["us a step"]:
+        if any(contender not in row["us a step"] for row in by_number.values()):
+            continue  # left out, as its process has said
         medians = [row["us a step"][contender]["median"] for row in by_number.values()]
         cells = [f"{number(median)} ({medians[0] / median:.2f})" for median in medians]
         lines.append([name if not lines else "", contender, *cells])
@@ -592,37 +604,15 @@ def course(given: argparse.Namespace) -> Figures:
         ("L_layer_model [12288, 20, 7, 5, 1]", L_layer_model, [12288, 20, 7, 5, 1]),
     ):
         initializer = "course_small" if len(sizes) == 3 else "course_scaled"
-        figures[title] = compare(
-            f"{title}, 100 iterations",
-            lambda: model(X, Y, sizes, num_iterations=100),  # noqa: B023
-            lambda: plain_model(X, Y, sizes, initializer, 100),  # noqa: B023
-            given.rounds,
-            "plain NumPy",
-        )
+        runs = {
+            "dnn": lambda: model(X, Y, sizes, num_iterations=100),  # noqa: B023
+            "plain NumPy": lambda: plain_model(X, Y, sizes, initializer, 100),  # noqa: B023
+        }
+        times = take_turns([Calls(name, run) for name, run in runs.items()], given.rounds)
+        figures[title] = summary({name: [1e-3 * t for t in values] for name, values in times.items()})
+        of_both = ", ".join(f"{name} {time_in_words(measured)} ms" for name, measured in figures[title].items())
+        print(f"  {title}, 100 iterations: {of_both}, {figures[title]['plain NumPy']['by dnn']:.2f} times", flush=True)
     return figures
-
-
-def compare(title: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, their_name: str) -> Figures:
-    """Run the two in turn; print both sides' quartiles and the ratio's."""
-    ours(), theirs()
-    times = np.empty((pairs, 2))
-    for pair in range(pairs):
-        # who goes first changes: the machine's clock and caches drift
-        order = [(0, ours), (1, theirs)]
-        for side, run in order if pair % 2 == 0 else reversed(order):
-            started = time.perf_counter()
-            run()
-            times[pair, side] = time.perf_counter() - started
-    by_dnn = quartiles(times[:, 1] / times[:, 0])
-    print(
-        f"  {title}: dnn {spread(1e3 * times[:, 0])} ms, {their_name} {spread(1e3 * times[:, 1])} ms, "
-        f"ratio {by_dnn[1]:.2f} [{by_dnn[0]:.2f}, {by_dnn[2]:.2f}]",
-        flush=True,
-    )
-    sides = {"dnn": times[:, 0], their_name: times[:, 1]}
-    return {f"{name}, ms": (1e3 * quartiles(side)).tolist() for name, side in sides.items()} | {
-        "ratio": by_dnn.tolist()
-    }
 
 
 def plain_model(X: np.ndarray, Y: np.ndarray, sizes: list[int], initializer: str, iterations: int) -> list[float]:
