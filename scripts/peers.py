@@ -108,15 +108,15 @@ class Dnn(Contender):
     ) -> None:
         self.name = "dnn, plain" if backend == UNCOMPILED else f"dnn on {backend}"
         dtype = "float64" if precision == "float64" else "float32"
-        self._network = dnn.Network(sizes, output=output_of(sizes), seed=1, dtype=dtype, backend=backend)
-        self._backend = self._network.backend
+        self.network = dnn.Network(sizes, output=output_of(sizes), seed=1, dtype=dtype, backend=backend)
+        self._backend = self.network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
-        reduced = check_precision(self._network, precision)
+        reduced = check_precision(self.network, precision)
         with self._backend.stream():
-            examples = prepare(self._network, X, Y, fitting=True).on(self._backend)
-            update = configuration.bind(self._network.parameters)
-            mixed = working_copies(reduced, self._network.parameters)
-            self._step = training_step(self._network, update, examples, len(X), precision=reduced, mixed=mixed)
+            examples = prepare(self.network, X, Y, fitting=True).on(self._backend)
+            update = configuration.bind(self.network.parameters)
+            mixed = working_copies(reduced, self.network.parameters)
+            self._step = training_step(self.network, update, examples, len(X), precision=reduced, mixed=mixed)
             self._step.load(self._backend.asarray(np.arange(len(X))))
             self._run = self._backend.capture(self._step)
 
@@ -133,7 +133,7 @@ class Dnn(Contender):
         self._backend.synchronize()
 
     def weights(self) -> list[np.ndarray]:
-        parameters, layers = self._network.parameters, range(1, len(self._network.layer_sizes))
+        parameters, layers = self.network.parameters, range(1, len(self.network.layer_sizes))
         return [self._backend.to_numpy(parameters[f"{kind}{layer}"]).copy() for layer in layers for kind in ("W", "b")]
 
 
@@ -392,8 +392,8 @@ class Sklearn(Contender):
             warm_start=True,
             beta_1=BETA1,
             beta_2=BETA2,
-            # it adds epsilon where v is not yet corrected: what that is to the others in the first five steps
-            epsilon=EPS * np.sqrt(1 - BETA2**3),
+            # it adds epsilon to the root of the v that is not yet corrected: as much as the others' in the first step
+            epsilon=EPS * np.sqrt(1 - BETA2),
         )
         self.steps(1)  # makes its arrays
         if K > 1:
@@ -458,6 +458,9 @@ class TorchEpochs:
         self._recorded_X, self._recorded_Y = self._one._X, self._one._Y
         self._X, self._Y = (self._one._torch.from_numpy(array).to(device) for array in (X, Y))
 
+    def weights(self) -> list[np.ndarray]:
+        return self._one.weights()
+
     def epoch(self) -> None:
         one, m = self._one, len(self._X)
         order = one._torch.randperm(m, device=self._X.device)
@@ -491,6 +494,9 @@ class JaxEpochs:
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._X, self._Y = jax.numpy.array(X), jax.numpy.array(Y)
         self._key = jax.random.PRNGKey(0)
+
+    def weights(self) -> list[np.ndarray]:
+        return self._one.weights()
 
     def epoch(self) -> None:
         one, m, jax = self._one, len(self._X), self._one._jax
