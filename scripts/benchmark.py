@@ -1,50 +1,215 @@
-"""Times the engine against its peers, on the same arrays, in one run, interleaved.
+"""Times the engine against its peers on the CPU, on the same arrays, in one run, interleaved.
 
     python scripts/benchmark.py            all sections
-    python scripts/benchmark.py peers      fit against a plain PyTorch loop (where torch is installed)
+    python scripts/benchmark.py steps      a training step of each network, against the peers
+    python scripts/benchmark.py epochs     fit on MNIST (mnist.h5, looked for as the tests do), against their loops
+    python scripts/benchmark.py growth     a step against width, depth and batch
+    python scripts/benchmark.py threads    a step on 1, 2, ... threads, and JAX's
     python scripts/benchmark.py overhead   what fit adds to its steps, an epoch
     python scripts/benchmark.py course     the assignment's two models against its plain NumPy version
 
-Every comparison runs its two sides in turn, pair after pair, and gives the median and the quartiles of each side and
-of their ratio (above 1: dnn is faster). Each section runs twice: a figure that does not come back is noise.
+Contenders: dnn, with the compiled programs of the extra `fast` where it is installed; dnn, plain, without them; plain
+NumPy, the assignment's equations as they read; and of --peers those that are installed: scikit-learn's MLPClassifier,
+PyTorch (eager and compiled, fused updates; the better counts) and JAX (jitted, donated buffers). Each is checked first:
+from the same weights to the same weights in five steps. Then they take turns, round after round, on the same number of
+threads and of cores, each begun at rest; printed are medians with quartiles, and medians of the ratios within a round
+(above 1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from gpu_check import NotMeasured, commit, data_with, flops, in_words, versions_of
+from peers import (
+    LEARNING_RATE,
+    Contender,
+    Dnn,
+    JaxEpochs,
+    PlainNumpy,
+    Product,
+    TorchEpochs,
+    batch,
+    contenders,
+    give_back_memory,
+    installed_modes,
+    turn,
+    uncompiled,
+)
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import dnn
+from backends import get_backend
+from backends.compiled.threads import number_of_threads
+from dnn.errors import DnnError
+from dnn.files import write_whole
 from dnn.step import TrainStep
 
-PAIRS = 15
+Figures = dict[str, Any]
+
+ROUNDS = 15
+PEERS = ("torch", "jax", "sklearn")
+OPTIMIZERS = ("sgd", "adam")
+
+# layer sizes, batch size, dtype
+NETWORKS = [
+    ([20, 64, 32, 2], 32, "float32"),
+    ([784, 256, 128, 10], 128, "float32"),
+    ([784, 1024, 1024, 10], 512, "float32"),
+    ([*[256] * 9, 10], 256, "float32"),
+    ([12288, 20, 7, 5, 1], 209, "float64"),
+    ([512, 512, 512, 10], 32, "float32"),
+    ([4096, 4096, 10], 64, "float32"),
+]
+
+TURN = 0.075
+"""Seconds of a turn, about."""
 
 
 def main() -> None:
-    sections: dict[str, Callable[[int], None]] = {"peers": peers, "overhead": overhead, "course": course}
+    given = parse(None)
+    cores = hold_cores(given.threads)
+    of_peers = {"steps", "epochs"} & set(given.sections)
+    hold_threads(given.threads, given.peers if of_peers else ())
+    results: Figures = {
+        "date": str(datetime.date.today()),
+        "machine": platform.platform(),
+        "processor": processor(),
+        "cores": cores,
+        "threads": given.threads,
+        "commit": commit(),
+        "versions": versions_of("numpy"),
+        "BLAS": [
+            f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip() for pool in pools()
+        ],
+        "compiled programs": compiles(),
+        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"),
+        "rounds": given.rounds,
+        "sections": {},
+    }
+    write(results, given.json)  # a file that cannot be written is told now
+    print(header(results), flush=True)
+    for name in given.sections:
+        for i in range(2 if name in TWICE else 1):
+            print(f"\n{name}" + (f", turn {i + 1} of 2" if name in TWICE else ""), flush=True)
+            try:
+                figures: Any = SECTIONS[name](given)
+            except NotMeasured as why:
+                print(f"  left out: {why}")
+                figures = {"not measured": str(why)}
+            results["sections"].setdefault(name, []).append(figures)
+            write(results, given.json)
+
+
+def write(results: Figures, path: str | None) -> None:
+    if path:
+        try:
+            write_whole({path: (json.dumps(results, indent=1) + "\n").encode()})
+        except DnnError as error:
+            sys.exit(f"benchmark.py: {error}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(sections)} (all)")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs of runs a comparison ({PAIRS})")
-    given = parser.parse_args()
-    if unknown := set(given.sections) - sections.keys():
-        parser.error(f"no section {', '.join(unknown)}: there are {', '.join(sections)}")
-    print(f"{datetime.date.today()}, {platform.platform()}, {processor()}, {os.cpu_count()} cores")
-    print(f"Python {platform.python_version()}, NumPy {np.__version__}, dnn {dnn.__version__}")
-    for name in given.sections or sections:
-        for turn in (1, 2):
-            print(f"\n{name}, turn {turn} of 2", flush=True)
-            sections[name](given.pairs)
+    add = parser.add_argument
+    add("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all)")
+    add("--peers", default=",".join(PEERS), metavar="LIST", help="of torch,jax,sklearn, or none (all)")
+    add("--optimizer", choices=OPTIMIZERS, help="(both)")
+    add("--networks", metavar="LIST", help="such as 20-64-32-2,256x8-10, of steps and threads (all)")
+    add("--threads", type=int, metavar="N", help="of every contender (one a core)")
+    add("--rounds", type=int, default=ROUNDS, metavar="N", help=f"turns of each contender ({ROUNDS})")
+    add("--json", metavar="FILE", help="all figures, with versions, machine and date")
+    given = parser.parse_args(arguments)
+    given.sections = given.sections or list(SECTIONS)
+    given.peers = [] if given.peers == "none" else given.peers.split(",")
+    given.optimizers = [given.optimizer] if given.optimizer else list(OPTIMIZERS)
+    given.networks = given.networks.split(",") if given.networks else []
+    for word, asked, there in (
+        ("section", given.sections, SECTIONS),
+        ("peer", given.peers, PEERS),
+        ("network", given.networks, [in_words(sizes) for sizes, _, _ in NETWORKS]),
+    ):
+        if unknown := [name for name in asked if name not in there]:
+            parser.error(f"no {word} {', '.join(unknown)}: there are {', '.join(there)}")
+    if given.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {given.rounds}")
+    there = number_of_cores()
+    if given.threads is None:
+        given.threads = there
+    if not 1 <= given.threads <= there:
+        parser.error(f"--threads must be from 1 to the {there} cores here, got {given.threads}")
+    return given
+
+
+# ---------------------------------------------------------------------------------------------- the machine
+
+
+def number_of_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hold_cores(threads: int) -> int:
+    """Have as many cores as threads, and return how many there were.
+
+    XLA takes a thread a core and has no setting for it. What is loaded has its threads already: begin anew.
+    """
+    there = number_of_cores()
+    if threads < there:
+        if not hasattr(os, "sched_setaffinity"):
+            sys.exit(
+                f"benchmark.py: this system cannot hold JAX to {threads} of its {there} cores: leave out --threads"
+            )
+        os.environ[CORES] = str(there)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.execv(sys.executable, sys.orig_argv)
+    return int(os.environ.pop(CORES, there))
+
+
+CORES = "DNN_BENCHMARK_CORES"
+"""How many cores there were before a process took to some of them."""
+
+
+def hold_threads(threads: int, peers: Sequence[str]) -> None:
+    """The same number on all sides, and a look whether it is so."""
+    os.environ["DNN_NUM_THREADS"] = str(threads)
+    sides = {"dnn": number_of_threads(), "cores": number_of_cores()}
+    # all are loaded now, so that no library comes later with threads of its own
+    for name in peers:
+        if find_spec(name):
+            __import__({"sklearn": "sklearn.neural_network"}.get(name, name))
+    threadpool_limits(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
+        sides["PyTorch"] = torch.get_num_threads()
+    sides |= {Path(pool["filepath"]).name: pool["num_threads"] for pool in pools()}
+    if set(sides.values()) != {threads}:
+        differ = ", ".join(f"{name} {number}" for name, number in sides.items())
+        sys.exit(f"benchmark.py: the sides have different threads, not {threads}: {differ}")
+
+
+def pools() -> list[Figures]:
+    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def compiles() -> bool:
+    return get_backend("numpy")._compiles
 
 
 def processor() -> str:
@@ -55,138 +220,340 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def compare(title: str, ours: Callable[[], Any], theirs: Callable[[], Any], pairs: int, their_name: str) -> float:
-    """Run the two in turn; print both sides' quartiles and the ratio's; the ratio's median."""
-    ours(), theirs()
-    times = np.empty((pairs, 2))
-    for pair in range(pairs):
-        # who goes first changes: the machine's clock and caches drift
-        sides = [(0, ours), (1, theirs)]
-        for side, run in sides if pair % 2 == 0 else reversed(sides):
-            started = time.perf_counter()
-            run()
-            times[pair, side] = time.perf_counter() - started
-    ratios = quartiles(times[:, 1] / times[:, 0])
-    print(
-        f"  {title}: dnn {spread(1e3 * times[:, 0])} ms, {their_name} {spread(1e3 * times[:, 1])} ms, "
-        f"ratio {ratios[1]:.2f} [{ratios[0]:.2f}, {ratios[2]:.2f}]",
-        flush=True,
-    )
-    return float(ratios[1])
+def header(results: Figures) -> str:
+    threads, cores, said = results["threads"], results["cores"], ("system", "NumPy", "BLAS", "threads")
+    lines = [
+        f"{results['date']}, {results['machine']}, {results['processor']}, {threads} of {cores} cores, "
+        f"{threads} thread{'s' if threads > 1 else ''} on all sides, commit {results['commit']}",
+        ", ".join(f"{name} {text}" for name, text in results["versions"].items() if name not in said),
+        f"BLAS: {', '.join(results['BLAS'])}",
+    ]
+    if kernel := results["OPENBLAS_CORETYPE"]:
+        lines[-1] += f"; OPENBLAS_CORETYPE={kernel} is set: every OpenBLAS here runs that kernel, not its own choice"
+    if not results["compiled programs"]:
+        lines.append("no Numba, or no BLAS of a known form: dnn runs uncompiled, and is dnn, plain")
+    return "\n".join(lines)
 
 
-def quartiles(values: np.ndarray) -> np.ndarray:
+# ---------------------------------------------------------------------------------------------------- turns
+
+
+def take_turns(every: Sequence[Contender], rounds: int) -> dict[str, list[float]]:
+    """Microseconds a step of each, round by round. Who goes first changes: the machine's clock and caches drift."""
+    n = {contender.name: steps_of_a_turn(contender) for contender in every}
+    times: dict[str, list[float]] = {contender.name: [] for contender in every}
+    for i in range(rounds):
+        for contender in every if i % 2 == 0 else reversed(every):
+            times[contender.name].append(1e6 * turn(contender, n[contender.name], rested=True))
+    return times
+
+
+def steps_of_a_turn(contender: Contender) -> int:
+    first = turn(contender, 1, rested=True)
+    return max(1, round(TURN / turn(contender, max(1, int(0.2 * TURN / first)))))
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, Figures]:
+    """By name: median, quartiles, and the median ratio to dnn and to dnn without compiled programs, round by round."""
+    return {
+        name: {"median": float(middle), "quartiles": [float(low), float(high)]}
+        | {
+            f"by {ours}": float(np.median(np.array(values) / np.array(times[ours])))
+            for ours in ("dnn", "dnn, plain")
+            if ours in times
+        }
+        for name, values in times.items()
+        for low, middle, high in [quartiles(values)]
+    }
+
+
+def quartiles(values: Any) -> np.ndarray:
     return np.percentile(values, [25, 50, 75])
 
 
-def spread(values: np.ndarray) -> str:
+def spread(values: Any) -> str:
     low, middle, high = quartiles(values)
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
-# ------------------------------------------------------------------------------------------------ peers
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
-# layer sizes, batch size, examples, optimizers
-PEER_RUNS = [
-    ([784, 256, 128, 10], 128, 60_000, ("adam", "sgd")),
-    ([20, 64, 32, 2], 32, 6_400, ("adam", "sgd")),
+
+def time_in_words(figures: Figures | None) -> str:
+    if figures is None:
+        return "-"
+    low, high = figures["quartiles"]
+    return f"{number(figures['median'])} [{number(low)} {number(high)}]"
+
+
+def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  " + "  ".join([first.strip().ljust(widths[0]), *rest])
+
+
+class Calls(Contender):
+    """Calls of a function as steps."""
+
+    def __init__(self, name: str, call: Callable[[], object]) -> None:
+        self.name, self._call = name, call
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self._call()
+
+
+# ---------------------------------------------------------------------------------------------------- steps
+
+COLUMNS = ["dnn", "dnn, plain", "plain NumPy", "scikit-learn", "PyTorch", "JAX jit"]
+TIMES = [35, *[22] * len(COLUMNS)]
+RATIOS = [35, *[14] * (len(COLUMNS) - 1), 20, 14]
+
+
+def steps(given: argparse.Namespace) -> list[Figures]:
+    modes = [*["plain"] * compiles(), "numpy", *installed_modes("numpy", given.peers)]
+    rows = []
+    print("  Microseconds a step: median [quartiles]. PyTorch: the better of eager (e) and compiled (c).")
+    print(aligned(["", *COLUMNS], TIMES), flush=True)
+    for sizes, m, dtype in NETWORKS:
+        if given.networks and in_words(sizes) not in given.networks:
+            continue
+        for optimizer in given.optimizers:
+            rows.append(one_network(sizes, m, dtype, optimizer, modes, given.rounds))
+            print(times_line(rows[-1]), flush=True)
+    print(
+        "\n  Times those of dnn / of dnn, plain: medians round by round, above 1 dnn is faster. Products of 2048x2048,"
+    )
+    print("  GFLOP/s, in the same rounds; the share of it that dnn's / dnn, plain's steps reach.")
+    print("\n".join(ratio_lines(rows)), flush=True)
+    return rows
+
+
+def one_network(sizes: list[int], m: int, dtype: str, optimizer: str, modes: list[str], rounds: int) -> Figures:
+    every, failed = contenders(sizes, m, optimizer, "numpy", modes, dtype)
+    every[0].name = "dnn"
+    product = Product("numpy", dtype, 2048)
+    times = take_turns([*every, product], rounds)
+    low, rate, high = quartiles(product.flops / 1e3 / np.array(times.pop("product")))
+    row = {"network": in_words(sizes), "batch": m, "dtype": dtype, "optimizer": optimizer, "flops": flops(sizes, m)}
+    row |= {
+        "us a step": summary(times),
+        "product, GFLOP/s": {"median": float(rate), "quartiles": [float(low), float(high)]},
+    }
+    row["share"] = {
+        name: row["flops"] / 1e3 / row["us a step"][name]["median"] / rate
+        for name in ("dnn", "dnn, plain")
+        if name in times
+    }
+    row |= {"weights apart after 5 steps": {peer.name: peer.apart for peer in every[1:]}, "failed": failed}
+    every.clear()
+    give_back_memory("numpy")
+    return row
+
+
+def columns_of(row: Figures) -> dict[str, tuple[Figures, str]]:
+    """What stands in each column, with the mark of the PyTorch that counts."""
+    measured = row["us a step"]
+    found = {name: (figures, "") for name, figures in measured.items() if name in COLUMNS}
+    of_torch = [
+        (measured[f"PyTorch {mode}"], mode[0]) for mode in ("eager", "compiled") if f"PyTorch {mode}" in measured
+    ]
+    if of_torch:
+        found["PyTorch"] = min(of_torch, key=lambda item: item[0]["median"])
+    return found
+
+
+def name_of(row: Figures) -> str:
+    dtype = ", float64" if row["dtype"] == "float64" else ""
+    return f"{row['network']}, {row['batch']}, {row['optimizer']}{dtype}"
+
+
+def times_line(row: Figures) -> str:
+    found = columns_of(row)
+    cells = [f"{time_in_words(found[name][0])} {found[name][1]}".strip() if name in found else "-" for name in COLUMNS]
+    return aligned([name_of(row), *cells], TIMES)
+
+
+def ratio_lines(rows: list[Figures]) -> list[str]:
+    lines = [aligned(["", *COLUMNS[1:], "products", "share"], RATIOS)]
+    for row in rows:
+        found, share = columns_of(row), row["share"]
+        cells = [ratios(found[name][0]) if name in found else "-" for name in COLUMNS[1:]]
+        shares = " / ".join(f"{value:.0%}" for value in share.values())
+        lines.append(aligned([name_of(row), *cells, time_in_words(row["product, GFLOP/s"]), shares], RATIOS))
+    return lines
+
+
+def ratios(figures: Figures) -> str:
+    return " / ".join(f"{figures[key]:.2f}" for key in ("by dnn", "by dnn, plain") if key in figures)
+
+
+# --------------------------------------------------------------------------------------------------- epochs
+
+
+def epochs(given: argparse.Namespace) -> list[Figures]:
+    """An epoch of fit, shuffling, loss and accuracy included; of the peers, their fastest loop, which has no loss."""
+    with dnn.open_dataset(data_with("mnist.h5") / "mnist.h5") as data:
+        X, Y = data.train.X[...].reshape(len(data.train.X), -1), data.train.Y[...].astype(np.int64).ravel()
+    as_floats, sizes, m = X.astype(np.float32) / 255, [784, 256, 128, 10], 128
+    modes = installed_modes("numpy", [name for name in given.peers if name != "sklearn"])
+    rows = []
+    for optimizer in given.optimizers:
+        every: list[Contender] = []
+        failed: dict[str, str] = {}
+        configuration = {"sgd": dnn.SGD, "adam": dnn.Adam}[optimizer](LEARNING_RATE[optimizer])
+        settings: Figures = {"epochs": 1, "batch_size": m, "optimizer": configuration, "verbose": False}
+        for name, backend in [("dnn", "numpy"), *[("dnn, plain", uncompiled())] * compiles()]:
+            network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
+            every.append(Calls(name, partial(network.fit, X, Y, **settings)))
+        ours = Dnn(sizes, as_floats[:m], Y[:m], optimizer, "numpy")
+        start = ours.weights()
+        ours.network.fit(as_floats, Y, **settings)
+        expected = accuracy(ours.weights(), as_floats, Y)
+        for mode in modes:
+            for kind, images in (("bytes", X), ("floats", as_floats)):
+                name = f"{'JAX jit' if mode == 'jax' else f'PyTorch {mode}'}, {kind}"
+                try:
+                    if mode == "jax":
+                        peer: Any = JaxEpochs(start, images, Y, m, optimizer)
+                    else:
+                        peer = TorchEpochs(start, images, Y, m, "cpu", mode, optimizer)
+                    peer.epoch()
+                    apart = abs(accuracy(peer.weights(), as_floats, Y) - expected)
+                    if not apart < 0.02:
+                        raise ValueError(f"computes something else: accuracy differs by {apart:.3f} after an epoch")
+                except Exception as error:  # as in peers.contenders
+                    failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    print(f"  {name}: left out: {failed[name]}")
+                else:
+                    every.append(Calls(name, peer.epoch))
+        times = {name: [1e-3 * t for t in values] for name, values in take_turns(every, given.rounds).items()}
+        figures = summary(times)
+        rows.append({"network": "784-256-128-10", "batch": m, "optimizer": optimizer, "ms an epoch": figures})
+        rows[-1] |= {"failed": failed}
+        print(
+            f"  MNIST, {len(X)} examples, 784-256-128-10, batch {m}, {optimizer}: ms an epoch, times dnn / dnn, plain"
+        )
+        for name, measured in figures.items():
+            print(aligned([f"  {name}", time_in_words(measured), ratios(measured)], [28, 22, 13]), flush=True)
+    return rows
+
+
+def accuracy(weights: list[np.ndarray], X: np.ndarray, Y: np.ndarray) -> float:
+    """Of a network with these weights; the loops of the epochs shuffle differently, and end near each other."""
+    A = X[:10_000]
+    for W, b in zip(weights[::2], weights[1::2], strict=True):
+        Z = A @ W.T + b
+        A = np.maximum(0, Z)
+    return float(np.mean(Z.argmax(axis=1) == Y[:10_000]))
+
+
+# --------------------------------------------------------------------------------------------------- growth
+
+# what grows, the sizes it takes, and the network and batch of each
+GROWTH: list[tuple[str, list[int], Callable[[int], tuple[list[int], int]]]] = [
+    ("width", [64, 128, 256, 512, 1024, 2048, 4096], lambda n: ([n, n, n, 10], 128)),
+    ("depth", [1, 2, 4, 8, 16, 32], lambda n: ([256] * (n + 1) + [10], 128)),
+    ("batch", [1, 4, 16, 64, 256, 1024, 4096], lambda n: ([784, 256, 128, 10], n)),
 ]
 
 
-def peers(pairs: int) -> None:
-    try:
-        import torch
-        from threadpoolctl import threadpool_info
-    except ImportError as missing:
-        print(f"  skipped: {missing.name} is not installed")
-        return
-    ours = {pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]}
-    print(f"  PyTorch {torch.__version__} on {torch.get_num_threads()} threads, NumPy's BLAS on {ours}")
-    if ours != {torch.get_num_threads()}:
-        sys.exit("the two sides have different threads: set OMP_NUM_THREADS and OPENBLAS_NUM_THREADS alike")
-    for sizes, batch_size, m, optimizers in PEER_RUNS:
-        generator = np.random.default_rng(0)
-        X = generator.random((m, sizes[0]), np.float32)
-        Y = generator.integers(0, sizes[-1], m)
-        for name in optimizers:
-            network = dnn.Network(sizes, output="softmax", seed=1)
-            optimizer = dnn.Adam(1e-3) if name == "adam" else dnn.SGD(0.01)
-            loop = TorchLoop(torch, network, X, Y, batch_size, name)
-            furthest = after_five_steps(network, optimizer, TorchLoop(torch, network, X, Y, batch_size, name), X, Y)
-            if not furthest < 1e-4:
-                sys.exit(f"the two sides compute different things: weights differ by {furthest} after 5 steps")
-            compare(
-                f"{'-'.join(map(str, sizes))}, batch {batch_size}, {name}, one epoch of {m} examples "
-                f"(weights after 5 steps differ by {furthest:.1e})",
-                lambda: network.fit(X, Y, epochs=1, batch_size=batch_size, optimizer=optimizer, verbose=False),  # noqa: B023
-                loop.epoch,
-                pairs,
-                "PyTorch",
+def growth(given: argparse.Namespace) -> list[Figures]:
+    """How a step's time grows beside its multiplications: where the last column rises, it grows faster than they."""
+    rows = []
+    ours, backends = ["dnn", *["dnn, plain"] * compiles()], ["numpy", *[uncompiled()] * compiles()]
+    widths = [8, 14, *[22, 12, 20] * len(ours)]
+    for optimizer in given.optimizers:
+        for what, values, network in GROWTH:
+            print(f"  {optimizer}, {what}: {in_words_with(what, network)}. Microseconds a step, times the row before,")
+            print("  picoseconds a multiplication")
+            print(
+                aligned([what, "arithmetic", *[cell for name in ours for cell in (name, "time", "a product")]], widths)
             )
+            before: Figures | None = None
+            for value in values:
+                sizes, m = network(value)
+                # not held against each other as above: in 32 layers rounding alone moves Adam's weights apart
+                every = [Dnn(sizes, *batch(sizes, m), optimizer, name) for name in backends]
+                every[0].name = "dnn"
+                row = {"growing": what, "value": value, "optimizer": optimizer, "flops": flops(sizes, m)}
+                row["us a step"] = summary(take_turns(every, given.rounds))
+                every.clear()
+                print(growth_line(row, before, ours, widths), flush=True)
+                rows.append(row)
+                before = row
+    return rows
 
 
-class TorchLoop:
-    """The loop a good PyTorch user writes: tensors in memory, one permutation an epoch, fused Adam, no item()."""
-
-    def __init__(
-        self, torch: Any, network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int, optimizer: str
-    ) -> None:
-        self.torch, self.batch_size = torch, batch_size
-        self.X, self.Y = torch.from_numpy(X), torch.from_numpy(Y)
-        layers: list[Any] = []
-        for layer, (n_in, n_out) in enumerate(zip(network.layer_sizes, network.layer_sizes[1:], strict=False), start=1):
-            linear = torch.nn.Linear(n_in, n_out)
-            with torch.no_grad():
-                linear.weight.copy_(torch.from_numpy(network.parameters[f"W{layer}"].copy()))
-                linear.bias.copy_(torch.from_numpy(network.parameters[f"b{layer}"].copy()))
-            layers += [linear, torch.nn.ReLU()]
-        self.linears = layers[::2]
-        self.model = torch.nn.Sequential(*layers[:-1])
-        parameters = self.model.parameters()
-        if optimizer == "adam":
-            self.optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-        else:
-            self.optimizer = torch.optim.SGD(parameters, lr=0.01, fused=True)
-        self.cross_entropy = torch.nn.functional.cross_entropy
-
-    def step(self, rows: Any) -> Any:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.cross_entropy(self.model(self.X.index_select(0, rows)), self.Y.index_select(0, rows))
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def epoch(self) -> float:
-        m = len(self.X)
-        order, total = self.torch.randperm(m), self.torch.zeros(())
-        for start in range(0, m, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            total += self.step(rows) * len(rows)
-        return float(total) / m
+def in_words_with(what: str, network: Callable[[int], tuple[list[int], int]]) -> str:
+    sizes, m = network(2)
+    return {
+        "width": f"n-n-n-10, batch {m}",
+        "depth": f"n layers of {sizes[0]} units and one of 10, batch {m}",
+        "batch": f"{in_words(sizes)}, batch n",
+    }[what]
 
 
-def after_five_steps(network: dnn.Network, optimizer: Any, loop: TorchLoop, X: np.ndarray, Y: np.ndarray) -> float:
-    """How far the two sides' weights are apart after five steps from the same start."""
-    n = 5 * loop.batch_size
-    twin = dnn.Network(network.layer_sizes, output="softmax", seed=network.seed)
-    twin.fit(X[:n], Y[:n], epochs=1, batch_size=loop.batch_size, optimizer=optimizer, shuffle=False, verbose=False)
-    for start in range(0, n, loop.batch_size):
-        loop.step(loop.torch.arange(start, start + loop.batch_size))
-    return max(
-        float(np.abs(linear.weight.detach().numpy() - twin.parameters[f"W{layer}"]).max())
-        for layer, linear in enumerate(loop.linears, start=1)
-    )
+def growth_line(row: Figures, before: Figures | None, ours: list[str], widths: Sequence[int]) -> str:
+    cells = [str(row["value"]), f"x {row['flops'] / before['flops']:.2f}" if before else ""]
+    for name in ours:
+        figures = row["us a step"][name]
+        grown = f"x {figures['median'] / before['us a step'][name]['median']:.2f}" if before else ""
+        cells += [time_in_words(figures), grown, f"{1e6 * figures['median'] / (row['flops'] / 2):.1f} ps"]
+    return aligned(cells, widths)
+
+
+# -------------------------------------------------------------------------------------------------- threads
+
+ON_THREADS = ["784-256-128-10", "784-1024-1024-10", "256x8-10"]
+
+
+def threads(given: argparse.Namespace) -> list[Figures]:
+    """Steps on 1, 2, 4, ... threads, each number in a process of its own: XLA has as many as cores at its start."""
+    numbers = sorted({*(2**i for i in range(given.threads.bit_length())), given.threads})
+    rows: dict[str, dict[int, Figures]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for n in numbers:
+            path = Path(folder) / f"{n}.json"
+            command = [sys.executable, __file__, "steps", "--threads", str(n), "--rounds", str(given.rounds)]
+            command += ["--json", str(path), "--networks", ",".join(given.networks or ON_THREADS)]
+            command += ["--peers", "jax" if "jax" in given.peers else "none"]
+            command += ["--optimizer", given.optimizer] if given.optimizer else []
+            done = subprocess.run(command, stdout=subprocess.DEVNULL)
+            if done.returncode:
+                raise NotMeasured(f"{' '.join(command)} ended with {done.returncode}")
+            for row in json.loads(path.read_text())["sections"]["steps"][0]:
+                rows.setdefault(name_of(row), {})[n] = row
+    print("  Microseconds a step; in brackets the speed-up from one thread.")
+    widths = [35, 14, *[22] * len(numbers)]
+    print(aligned(["", "", *[f"{n} thread{'s' if n > 1 else ''}" for n in numbers]], widths))
+    for name, by_number in rows.items():
+        for line in threads_lines(name, by_number):
+            print(aligned(line, widths), flush=True)
+    return [row | {"threads": n} for by_number in rows.values() for n, row in by_number.items()]
+
+
+def threads_lines(name: str, by_number: dict[int, Figures]) -> list[list[str]]:
+    lines = []
+    for contender in by_number[1]["us a step"]:
+        if any(contender not in row["us a step"] for row in by_number.values()):
+            continue  # left out, as its process has said
+        medians = [row["us a step"][contender]["median"] for row in by_number.values()]
+        cells = [f"{number(median)} ({medians[0] / median:.2f})" for median in medians]
+        lines.append([name if not lines else "", contender, *cells])
+    return lines
 
 
 # --------------------------------------------------------------------------------------------- overhead
 
 
-def overhead(pairs: int) -> None:
+def overhead(given: argparse.Namespace) -> Figures:
     """fit's time an epoch less that of the same bare steps; full batch, and shuffled batches."""
     generator = np.random.default_rng(0)
     X = generator.random((400, 2))
     Y = (X.sum(axis=1) > 1).astype(np.int64)
-    epochs = 2_000
+    epochs, pairs, figures = 2_000, given.rounds, {}
     for batch_size in (400, 100):
         network = dnn.Network([2, 20, 3, 1], seed=1)
         steps = bare_steps(network, X, Y, batch_size)
@@ -195,16 +562,20 @@ def overhead(pairs: int) -> None:
             started = time.perf_counter()
             network.fit(X, Y, epochs=epochs, batch_size=batch_size, optimizer=dnn.SGD(0.1), verbose=False)
             between = time.perf_counter()
-            for _ in range(epochs):
-                steps()
-            extra[pair] = (between - started) - (time.perf_counter() - between)
+            with network.backend.stream():
+                for _ in range(epochs):
+                    steps()
+            extra[pair] = 1e6 * ((between - started) - (time.perf_counter() - between)) / epochs
         print(
-            f"  2-20-3-1 on 400 examples, batch {batch_size}: fit adds {spread(1e6 * extra / epochs)} us an epoch",
+            f"  2-20-3-1 on 400 examples, batch {batch_size}: fit adds {spread(extra)} us an epoch",
             flush=True,
         )
+        figures[f"batch {batch_size}, us an epoch"] = quartiles(extra).tolist()
     network, started = dnn.Network([2, 20, 3, 1], seed=1), time.perf_counter()
     network.fit(X, Y, epochs=30_000, batch_size=400, optimizer=dnn.SGD(0.1), verbose=False)
-    print(f"  2-20-3-1 on 400 examples, full batch, 30,000 epochs: {time.perf_counter() - started:.2f} s", flush=True)
+    figures["30,000 epochs, s"] = time.perf_counter() - started
+    print(f"  2-20-3-1 on 400 examples, full batch, 30,000 epochs: {figures['30,000 epochs, s']:.2f} s", flush=True)
+    return figures
 
 
 def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> Callable[[], None]:
@@ -216,12 +587,14 @@ def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: i
     step = TrainStep(twin, dnn.SGD(0.1).bind(twin.parameters), examples, batch_size)
     rows = [np.arange(start, start + batch_size) for start in range(0, len(X), batch_size)]
     step.load(rows[0])
+    with twin.backend.stream():
+        run = twin.backend.capture(step if len(rows) == 1 else step.on_rows(step))
 
     def epoch() -> None:
-        for batch in rows:
+        for of_batch in rows:
             if len(rows) > 1:
-                step.load(batch)
-            step()
+                step.rows[...] = of_batch
+            run()
 
     return epoch
 
@@ -229,61 +602,51 @@ def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: i
 # ----------------------------------------------------------------------------------------------- course
 
 
-def course(pairs: int) -> None:
-    """The two models of the assignment on arrays of the cat data's shape; 100 iterations a run, 3 pairs at least."""
+def course(given: argparse.Namespace) -> Figures:
+    """The two models of the assignment on arrays of the cat data's shape; 100 iterations a run."""
     from dnn.course import L_layer_model, two_layer_model
 
     generator = np.random.default_rng(0)
     X = generator.integers(0, 256, (12288, 209)) / 255
     Y = generator.integers(0, 2, (1, 209)).astype(np.float64)
+    figures = {}
     for title, model, sizes in (
         ("two_layer_model [12288, 7, 1]", two_layer_model, [12288, 7, 1]),
         ("L_layer_model [12288, 20, 7, 5, 1]", L_layer_model, [12288, 20, 7, 5, 1]),
     ):
         initializer = "course_small" if len(sizes) == 3 else "course_scaled"
-        compare(
-            f"{title}, 100 iterations",
-            lambda: model(X, Y, sizes, num_iterations=100),  # noqa: B023
-            lambda: plain_model(X, Y, sizes, initializer, 100),  # noqa: B023
-            pairs,
-            "plain NumPy",
-        )
+        runs = {
+            "dnn": lambda: model(X, Y, sizes, num_iterations=100),  # noqa: B023
+            "plain NumPy": lambda: plain_model(X, Y, sizes, initializer, 100),  # noqa: B023
+        }
+        times = take_turns([Calls(name, run) for name, run in runs.items()], given.rounds)
+        figures[title] = summary({name: [1e-3 * t for t in values] for name, values in times.items()})
+        of_both = ", ".join(f"{name} {time_in_words(measured)} ms" for name, measured in figures[title].items())
+        print(f"  {title}, 100 iterations: {of_both}, {figures[title]['plain NumPy']['by dnn']:.2f} times", flush=True)
+    return figures
 
 
 def plain_model(X: np.ndarray, Y: np.ndarray, sizes: list[int], initializer: str, iterations: int) -> list[float]:
-    """The assignment's model as its equations read, in NumPy and nothing else."""
-    draws, L, m = np.random.RandomState(1), len(sizes) - 1, X.shape[1]
-    W, b = {}, {}
-    for layer in range(1, L + 1):
-        W[layer] = draws.randn(sizes[layer], sizes[layer - 1])
-        W[layer] = W[layer] * 0.01 if initializer == "course_small" else W[layer] / np.sqrt(sizes[layer - 1])
-        b[layer] = np.zeros((sizes[layer], 1))
-    costs = []
-    for i in range(iterations):
-        A, Z = {0: X}, {}
-        for layer in range(1, L + 1):
-            Z[layer] = W[layer].dot(A[layer - 1]) + b[layer]
-            A[layer] = 1 / (1 + np.exp(-Z[layer])) if layer == L else np.maximum(0, Z[layer])
-        AL = A[L]
-        cost = (1.0 / m) * (-np.dot(Y, np.log(AL).T) - np.dot(1 - Y, np.log(1 - AL).T))
-        dA = -(np.divide(Y, AL) - np.divide(1 - Y, 1 - AL))
-        dW, db = {}, {}
-        for layer in range(L, 0, -1):
-            if layer == L:
-                s = 1 / (1 + np.exp(-Z[layer]))
-                dZ = dA * s * (1 - s)
-            else:
-                dZ = np.array(dA, copy=True)
-                dZ[Z[layer] <= 0] = 0
-            dW[layer] = 1.0 / m * np.dot(dZ, A[layer - 1].T)
-            db[layer] = 1.0 / m * np.sum(dZ, axis=1, keepdims=True)
-            dA = np.dot(W[layer].T, dZ)
-        for layer in range(1, L + 1):
-            W[layer] = W[layer] - 0.0075 * dW[layer]
-            b[layer] = b[layer] - 0.0075 * db[layer]
-        if i % 100 == 0:
-            costs.append(float(np.squeeze(cost)))
-    return costs
+    """The assignment's model in plain NumPy."""
+    draws, start = np.random.RandomState(1), []
+    for n_in, n_out in pairwise(sizes):
+        W = draws.randn(n_out, n_in)
+        start += [W * 0.01 if initializer == "course_small" else W / np.sqrt(n_in), np.zeros(n_out)]
+    model = PlainNumpy(start, X.T, Y, "sgd", learning_rate=0.0075)
+    return [cost for i in range(iterations) for cost in [model.step()] if i % 100 == 0]
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "steps": steps,
+    "epochs": epochs,
+    "growth": growth,
+    "threads": threads,
+    "overhead": overhead,
+    "course": course,
+}
+
+TWICE = ("overhead", "course")
+"""A figure of these that does not come back is noise."""
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def commit() -> str:
 
 def versions_of(backend: str) -> Figures:
     found: Figures = {"python": platform.python_version(), "system": platform.platform()}
-    for package in ("numpy", "cupy-cuda12x", "cupy-cuda13x", "cupy", "nvmath-python", "torch", "jax"):
+    packages = "numpy cupy-cuda12x cupy-cuda13x cupy nvmath-python numba torch jax scikit-learn"
+    for package in packages.split():
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,10 +1,10 @@
 """The contenders of the benchmarks: one training step on one batch, by dnn and by its peers at their best.
 
-Each has `name`, `steps(n)`, which queues n steps, `wait()`, and `weights()`, [W1, b1, ...] as NumPy arrays. All start
-from the same weights and see the same batch; the loss is the mean cross-entropy of a softmax.
+All start from the same weights and see the same batch; the loss is the mean cross-entropy of a softmax, or of a sigmoid
+where the last layer has one unit.
 
-precision   float32: products of float32 numbers, not rounded to TF32; bfloat16: layers in bfloat16, float32 weights
-            beside them, each library's own way of it
+precision   float32: products of float32 numbers, not rounded to TF32; float64; bfloat16: layers in bfloat16, float32
+            weights beside them, each library's own way of it
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import numpy as np
 
 import dnn
-from backends import get_backend
+from backends import get_backend, register, registered
+from backends.numpy_backend import NumpyBackend
 from dnn.data import prepare
 from dnn.precision import check_precision, working_copies
 from dnn.step import training_step
@@ -32,22 +37,91 @@ LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
-class Dnn:
+class Contender:
+    name: str
+    apart: float
+    """From dnn's weights, after five steps."""
+
+    def running(self) -> AbstractContextManager[object]:
+        """What its steps run in: one turn, as one fit would."""
+        return nullcontext()
+
+    def steps(self, n: int) -> None:
+        """Queue n steps."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Until they are done."""
+
+    def weights(self) -> list[np.ndarray]:
+        """[W1, b1, ...]."""
+        raise NotImplementedError
+
+
+def rest() -> None:
+    """Until the threads of what ran before are idle.
+
+    OpenBLAS's spin on for 30 to 110 ms after their last product, by the processor's clock, and OpenMP's for a while
+    too, on the cores that the next contender is to have for itself. With them JAX's steps took half as long again.
+    """
+    for _ in range(50):
+        used = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - used < 0.001:
+            return
+
+
+def turn(contender: Contender, n: int, rested: bool = False) -> float:
+    """Seconds a step: n steps, after one that does not count, and begun at rest where asked."""
+    if rested:
+        rest()
+    with contender.running():
+        contender.steps(1)
+        contender.wait()
+        started = time.perf_counter()
+        contender.steps(n)
+        contender.wait()
+        return (time.perf_counter() - started) / n
+
+
+UNCOMPILED = "numpy, uncompiled"
+
+
+def uncompiled() -> str:
+    """NumPy without the compiled programs of the extra `fast`: the name of a backend for it."""
+
+    class Uncompiled(NumpyBackend):
+        name = UNCOMPILED
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._compiles = False
+
+    if UNCOMPILED not in registered():
+        register(UNCOMPILED, Uncompiled)
+    return UNCOMPILED
+
+
+class Dnn(Contender):
     def __init__(
         self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str, precision: str = "float32"
     ) -> None:
-        self.name = f"dnn on {backend}"
-        self._network = dnn.Network(sizes, output="softmax", seed=1, backend=backend)
-        self._backend = self._network.backend
+        self.name = "dnn, plain" if backend == UNCOMPILED else f"dnn on {backend}"
+        dtype = "float64" if precision == "float64" else "float32"
+        self.network = dnn.Network(sizes, output=output_of(sizes), seed=1, dtype=dtype, backend=backend)
+        self._backend = self.network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
-        reduced = check_precision(self._network, precision)
+        reduced = check_precision(self.network, precision)
         with self._backend.stream():
-            examples = prepare(self._network, X, Y, fitting=True).on(self._backend)
-            update = configuration.bind(self._network.parameters)
-            mixed = working_copies(reduced, self._network.parameters)
-            self._step = training_step(self._network, update, examples, len(X), precision=reduced, mixed=mixed)
+            examples = prepare(self.network, X, Y, fitting=True).on(self._backend)
+            update = configuration.bind(self.network.parameters)
+            mixed = working_copies(reduced, self.network.parameters)
+            self._step = training_step(self.network, update, examples, len(X), precision=reduced, mixed=mixed)
             self._step.load(self._backend.asarray(np.arange(len(X))))
-        self._run = self._backend.capture(self._step)
+            self._run = self._backend.capture(self._step)
+
+    def running(self) -> AbstractContextManager[object]:
+        return self._backend.stream()
 
     def steps(self, n: int) -> None:
         run = self._run
@@ -59,11 +133,11 @@ class Dnn:
         self._backend.synchronize()
 
     def weights(self) -> list[np.ndarray]:
-        parameters, layers = self._network.parameters, range(1, len(self._network.layer_sizes))
+        parameters, layers = self.network.parameters, range(1, len(self.network.layer_sizes))
         return [self._backend.to_numpy(parameters[f"{kind}{layer}"]).copy() for layer in layers for kind in ("W", "b")]
 
 
-class Torch:
+class Torch(Contender):
     """mode: eager, compiled (torch.compile, max-autotune), graph (the whole step as one CUDA graph)."""
 
     def __init__(
@@ -80,10 +154,13 @@ class Torch:
 
         self.name = f"PyTorch {mode}"
         self._torch, self._device = torch, device
+        two_classes = len(start[-1]) == 1
         self._X, self._Y = torch.from_numpy(X).to(device), torch.from_numpy(Y).to(device)
+        if two_classes:
+            self._Y = self._Y.to(self._X.dtype)
         layers: list[Any] = []
         for W, b in zip(start[::2], start[1::2], strict=True):
-            linear = torch.nn.Linear(W.shape[1], W.shape[0])
+            linear = torch.nn.Linear(W.shape[1], W.shape[0], dtype=torch.from_numpy(W).dtype)
             with torch.no_grad():
                 linear.weight.copy_(torch.from_numpy(W))
                 linear.bias.copy_(torch.from_numpy(b))
@@ -97,6 +174,8 @@ class Torch:
             self._optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE["sgd"], fused=True)
 
         def loss(X: Any, Y: Any) -> Any:
+            if two_classes:
+                return torch.nn.functional.binary_cross_entropy_with_logits(model(X)[:, 0], Y)
             return torch.nn.functional.cross_entropy(model(X), Y)
 
         if precision == "bfloat16":
@@ -155,7 +234,7 @@ class Torch:
         return [tensor.detach().cpu().numpy().copy() for tensor in tensors]
 
 
-class Jax:
+class Jax(Contender):
     """A jitted step over donated parameters and optimizer state."""
 
     name = "JAX jit"
@@ -166,6 +245,10 @@ class Jax:
         import jax
         import jax.numpy as jnp
 
+        # JAX has 64 bits only where it is told so
+        self._in_64 = (lambda: jax.enable_x64(True)) if precision == "float64" else nullcontext
+        dtype = start[0].dtype
+
         def linear(A: Any, W: Any, b: Any) -> Any:
             # without "highest" JAX rounds float32 to TF32 on a GPU; of bfloat16 it changes nothing
             return jnp.matmul(A, W.T, precision="highest") + b
@@ -174,7 +257,9 @@ class Jax:
             A, *theta = (array.astype(precision) for array in (X, *theta))
             for W, b in zip(theta[:-2:2], theta[1:-2:2], strict=True):
                 A = jax.nn.relu(linear(A, W, b))
-            Z = linear(A, theta[-2], theta[-1]).astype("float32")
+            Z = linear(A, theta[-2], theta[-1]).astype(dtype)
+            if Z.shape[1] == 1:
+                return (jax.nn.softplus(Z[:, 0]) - Y * Z[:, 0]).mean()
             return -jnp.take_along_axis(jax.nn.log_softmax(Z), Y[:, None], axis=1).mean()
 
         def step(theta: list[Any], state: Any, X: Any, Y: Any) -> tuple[Any, Any]:
@@ -192,15 +277,17 @@ class Jax:
 
         self._jax, self.plain = jax, step
         self._step = jax.jit(step, donate_argnums=(0, 1))
-        self._theta = [jnp.array(array) for array in start]
-        zeros = [jnp.zeros_like(array) for array in self._theta]
-        self._state = (zeros, [jnp.zeros_like(array) for array in self._theta], jnp.zeros((), jnp.float32))
-        self._X, self._Y = jnp.array(X), jnp.array(Y)
+        with self._in_64():
+            self._theta = [jnp.array(array) for array in start]
+            zeros = [jnp.zeros_like(array) for array in self._theta]
+            self._state = (zeros, [jnp.zeros_like(array) for array in self._theta], jnp.zeros((), dtype))
+            self._X, self._Y = jnp.array(X), jnp.array(Y)
 
     def steps(self, n: int) -> None:
         theta, state = self._theta, self._state
-        for _ in range(n):
-            theta, state = self._step(theta, state, self._X, self._Y)
+        with self._in_64():
+            for _ in range(n):
+                theta, state = self._step(theta, state, self._X, self._Y)
         self._theta, self._state = theta, state
 
     def wait(self) -> None:
@@ -210,19 +297,169 @@ class Jax:
         return [np.array(array) for array in self._theta]
 
 
-class TorchEpochs:
-    """Epochs of the plain loop: bytes on the device, one permutation an epoch, fused Adam, no item() inside.
+class PlainNumpy(Contender):
+    """The assignment's step as its equations read, in NumPy and nothing else: one example a column."""
 
-    mode "graph": the step of a full batch replayed on buffers that the rows are copied into.
+    name = "plain NumPy"
+
+    def __init__(
+        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str, learning_rate: float | None = None
+    ) -> None:
+        self._W, self._b = start[::2], [b.reshape(-1, 1) for b in start[1::2]]
+        K = len(start[-1])
+        self._X = X.T
+        self._Y = (Y.reshape(1, -1) if K == 1 else np.eye(K)[Y].T).astype(X.dtype)
+        self._adam, self._learning_rate, self._t = optimizer == "adam", learning_rate or LEARNING_RATE[optimizer], 0
+        self._v = [np.zeros_like(theta) for theta in self._W + self._b]
+        self._s = [np.zeros_like(theta) for theta in self._W + self._b]
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self.step()
+
+    def step(self) -> float:
+        """The cost before the update."""
+        W, b, Y, L, m = self._W, self._b, self._Y, len(self._W), self._X.shape[1]
+        A, Z = [self._X], []
+        for layer in range(L):
+            Z.append(W[layer].dot(A[layer]) + b[layer])
+            A.append(np.maximum(0, Z[layer]))
+        if len(Y) == 1:
+            AL = A[L] = 1 / (1 + np.exp(-Z[-1]))
+            cost = (1.0 / m) * (-np.dot(Y, np.log(AL).T) - np.dot(1 - Y, np.log(1 - AL).T))
+            dA = -(np.divide(Y, AL) - np.divide(1 - Y, 1 - AL))
+            s = 1 / (1 + np.exp(-Z[-1]))
+            dZ = dA * s * (1 - s)
+        else:
+            exps = np.exp(Z[-1] - Z[-1].max(axis=0))
+            AL = A[L] = exps / exps.sum(axis=0)
+            cost = -(1.0 / m) * np.sum(np.log(np.sum(AL * Y, axis=0)))
+            dZ = AL - Y
+        dW, db = [W[0]] * L, [b[0]] * L
+        for layer in reversed(range(L)):
+            if layer < L - 1:
+                dZ = np.array(dA, copy=True)
+                dZ[Z[layer] <= 0] = 0
+            dW[layer] = 1.0 / m * np.dot(dZ, A[layer].T)
+            db[layer] = 1.0 / m * np.sum(dZ, axis=1, keepdims=True)
+            dA = np.dot(W[layer].T, dZ)
+        theta = self._updated(W + b, dW + db)
+        self._W, self._b = theta[:L], theta[L:]
+        return float(np.squeeze(cost))
+
+    def _updated(self, theta: list[np.ndarray], grad: list[np.ndarray]) -> list[np.ndarray]:
+        rate = self._learning_rate
+        if not self._adam:
+            return [p - rate * g for p, g in zip(theta, grad, strict=True)]
+        self._t += 1
+        updated = []
+        for i, (p, g) in enumerate(zip(theta, grad, strict=True)):
+            self._v[i] = BETA1 * self._v[i] + (1 - BETA1) * g
+            self._s[i] = BETA2 * self._s[i] + (1 - BETA2) * g**2
+            v_corrected = self._v[i] / (1 - BETA1**self._t)
+            s_corrected = self._s[i] / (1 - BETA2**self._t)
+            updated.append(p - rate * v_corrected / (np.sqrt(s_corrected) + EPS))
+        return updated
+
+    def weights(self) -> list[np.ndarray]:
+        return [theta for W, b in zip(self._W, self._b, strict=True) for theta in (W.copy(), b[:, 0].copy())]
+
+
+class Sklearn(Contender):
+    """MLPClassifier. n steps are one `fit` of n epochs of one batch, which goes on from the weights it has.
+
+    That checks the data once for all n steps; partial_fit would check it at every one. A fit begins Adam's moments
+    anew, which costs it nothing.
+    """
+
+    name = "scikit-learn"
+
+    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, optimizer: str) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        K = len(start[-1])
+        self._X, self._Y = X, Y if K == 1 else np.eye(K, dtype=np.int64)[Y]
+        self._model = MLPClassifier(
+            [len(b) for b in start[1:-1:2]],
+            solver=optimizer,
+            alpha=0.0,
+            batch_size=len(X),
+            learning_rate_init=LEARNING_RATE[optimizer],
+            shuffle=False,
+            momentum=0.0,
+            nesterovs_momentum=False,
+            n_iter_no_change=np.inf,
+            warm_start=True,
+            beta_1=BETA1,
+            beta_2=BETA2,
+            # it adds epsilon to the root of the v that is not yet corrected: as much as the others' in the first step
+            epsilon=EPS * np.sqrt(1 - BETA2),
+        )
+        self.steps(1)  # makes its arrays
+        if K > 1:
+            # it takes one-hot targets for independent labels, and two classes for one sigmoid unit
+            self._model.out_activation_ = "softmax"
+        for its, theta in zip(self._model.coefs_ + self._model.intercepts_, start[::2] + start[1::2], strict=True):
+            its[...] = theta.T
+
+    def steps(self, n: int) -> None:
+        self._model.max_iter = n
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that n epochs were too few
+            self._model.fit(self._X, self._Y)
+
+    def weights(self) -> list[np.ndarray]:
+        pairs = zip(self._model.coefs_, self._model.intercepts_, strict=True)
+        return [theta for W, b in pairs for theta in (W.T.copy(), b.copy())]
+
+
+class Product(Contender):
+    """A product of two (n, n) matrices a step."""
+
+    name = "product"
+
+    def __init__(self, backend: str, precision: str, n: int) -> None:
+        its, generator = get_backend(backend), np.random.default_rng(0)
+        dtype = its.precisions.get(precision, np.dtype("float64" if precision == "float64" else "float32"))
+        # of numbers as they come: zeros draw less power, and a card that draws less runs faster
+        host = (generator.standard_normal((n, n), np.float32) for _ in range(2))
+        self._a, self._b = (its.asarray(array).astype(dtype, copy=False) for array in host)
+        self._out = its.empty((n, n), dtype)
+        self._backend = its
+        self.flops = 2 * n**3
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self._backend.xp.dot(self._a, self._b, out=self._out)
+
+    def wait(self) -> None:
+        self._backend.synchronize()
+
+
+class TorchEpochs:
+    """Epochs of the plain loop: X on the device, one permutation an epoch, fused updates, no item() inside.
+
+    X as bytes, a quarter of the memory to read, or as floats scaled beforehand. mode "graph": the step of a full batch
+    replayed on buffers that the rows are copied into.
     """
 
     def __init__(
-        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, device: str, mode: str = "eager"
+        self,
+        start: list[np.ndarray],
+        X: np.ndarray,
+        Y: np.ndarray,
+        batch_size: int,
+        device: str,
+        mode: str = "eager",
+        optimizer: str = "adam",
     ) -> None:
-        self._one = Torch(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam", device, mode)
+        self._one = Torch(start, X[:batch_size].astype(np.float32), Y[:batch_size], optimizer, device, mode)
         self.name, self._batch_size, self._mode = self._one.name, batch_size, mode
         self._recorded_X, self._recorded_Y = self._one._X, self._one._Y
         self._X, self._Y = (self._one._torch.from_numpy(array).to(device) for array in (X, Y))
+
+    def weights(self) -> list[np.ndarray]:
+        return self._one.weights()
 
     def epoch(self) -> None:
         one, m = self._one, len(self._X)
@@ -235,25 +472,31 @@ class TorchEpochs:
                 self._recorded_Y.copy_(Y)
                 one._one()
             else:
-                one._X, one._Y = X.float().mul_(1 / 255), Y
+                one._X, one._Y = X if X.is_floating_point() else X.float().mul_(1 / 255), Y
                 one._step()
         one.wait()
 
 
 class JaxEpochs:
-    """Epochs of a jitted step that takes its rows itself."""
+    """Epochs of a jitted step that takes its rows itself. X as in TorchEpochs."""
 
-    def __init__(self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int) -> None:
-        self._one = Jax(start, X[:batch_size].astype(np.float32), Y[:batch_size], "adam")
+    def __init__(
+        self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, optimizer: str = "adam"
+    ) -> None:
+        self._one = Jax(start, X[:batch_size].astype(np.float32), Y[:batch_size], optimizer)
         self.name, self._batch_size, jax = "JAX jit", batch_size, self._one._jax
         plain = self._one.plain
 
         def step(theta: Any, state: Any, X: Any, Y: Any, rows: Any) -> Any:
-            return plain(theta, state, X[rows].astype("float32") * (1 / 255), Y[rows])
+            batch = X[rows] if X.dtype == "float32" else X[rows].astype("float32") * (1 / 255)
+            return plain(theta, state, batch, Y[rows])
 
         self._step = jax.jit(step, donate_argnums=(0, 1))
         self._X, self._Y = jax.numpy.array(X), jax.numpy.array(Y)
         self._key = jax.random.PRNGKey(0)
+
+    def weights(self) -> list[np.ndarray]:
+        return self._one.weights()
 
     def epoch(self) -> None:
         one, m, jax = self._one, len(self._X), self._one._jax
@@ -272,23 +515,26 @@ def contenders(
 ) -> tuple[list[Any], dict[str, str]]:
     """dnn first, then the peers of these modes, each checked to end where dnn ends after five steps; what failed, why.
 
-    A peer that cannot be run here, or that computes something else, is left out and says why.
+    modes: eager, compiled and graph of PyTorch, jax, sklearn, numpy, and plain: dnn without compiled programs. A peer
+    that cannot be run here, or that computes something else, is left out and says why.
     """
-    generator = np.random.default_rng(0)
-    X = generator.standard_normal((m, sizes[0]), np.float32)
-    Y = generator.integers(0, sizes[-1], m)
+    X, Y = batch(sizes, m, precision)
     device = "cuda" if backend == "cupy" else "cpu"
     every: list[Any] = [Dnn(sizes, X, Y, optimizer, backend, precision)]
     start = every[0].weights()
     failed: dict[str, str] = {}
     expected = _after_five_steps(every[0])
+    own = {
+        "plain": ("dnn, plain", lambda: Dnn(sizes, X, Y, optimizer, uncompiled(), precision)),
+        "numpy": (PlainNumpy.name, lambda: PlainNumpy(start, X, Y, optimizer)),
+        "sklearn": (Sklearn.name, lambda: Sklearn(start, X, Y, optimizer)),
+        "jax": (Jax.name, lambda: Jax(start, X, Y, optimizer, precision)),
+    }
     for mode in modes:
-        name = Jax.name if mode == "jax" else f"PyTorch {mode}"
+        of_torch = f"PyTorch {mode}", lambda mode=mode: Torch(start, X, Y, optimizer, device, mode, precision)
+        name, make = own.get(mode, of_torch)
         try:
-            if mode == "jax":
-                peer: Any = Jax(start, X, Y, optimizer, precision)
-            else:
-                peer = Torch(start, X, Y, optimizer, device, mode, precision)
+            peer: Any = make()
             apart = difference(_after_five_steps(peer), expected, optimizer)
             if not apart < TOLERANCE[precision]:
                 raise ValueError(f"computes something else: weights differ by {apart:.2g} after 5 steps")
@@ -296,12 +542,24 @@ def contenders(
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"{name}: {failed[name]}", file=sys.stderr)
         else:
+            peer.apart = apart
             every.append(peer)
     return every, failed
 
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-3}
+def batch(sizes: Sequence[int], m: int, precision: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+    """m examples of nothing, for a network of these sizes."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((m, sizes[0]), np.float64 if precision == "float64" else np.float32)
+    return X, generator.integers(0, max(sizes[-1], 2), m)
+
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-3}
 """Of weights after five steps. In bfloat16 a gradient has three digits: the peers end up to 1e-3 from float32."""
+
+
+def output_of(sizes: Sequence[int]) -> str:
+    return "sigmoid" if sizes[-1] == 1 else "softmax"
 
 
 def difference(weights: list[np.ndarray], expected: list[np.ndarray], optimizer: str) -> float:
@@ -325,21 +583,8 @@ def precisions(backend: str) -> list[str]:
 
 def product_rate(backend: str, precision: str, n: int, rounds: int = 15) -> float:
     """TFLOP/s of a product of two (n, n) matrices: the median."""
-    import time
-
-    its, generator = get_backend(backend), np.random.default_rng(0)
-    dtype = its.precisions.get(precision, np.dtype(np.float32))
-    # of numbers as they come: zeros draw less power, and a card that draws less runs faster
-    a, b = (its.asarray(generator.standard_normal((n, n), np.float32)).astype(dtype, copy=False) for _ in range(2))
-    out = its.empty((n, n), a.dtype)
-    rates = []
-    for _ in range(rounds):
-        its.synchronize()
-        started = time.perf_counter()
-        for _ in range(3):
-            its.xp.dot(a, b, out=out)
-        its.synchronize()
-        rates.append(3 * 2 * n**3 / (time.perf_counter() - started) / 1e12)
+    product = Product(backend, precision, n)
+    rates = [product.flops / turn(product, 3) / 1e12 for _ in range(rounds)]
     return float(np.median(rates[1:]))
 
 
@@ -352,18 +597,18 @@ def give_back_memory(backend: str) -> None:
         get_backend(backend).xp.get_default_memory_pool().free_all_blocks()
 
 
-def installed_modes(backend: str) -> list[str]:
-    """The peers that can be run on this backend's device: torch's modes and jax. Others are named on stderr."""
+def installed_modes(backend: str, wanted: Sequence[str] = ("torch", "jax")) -> list[str]:
+    """Those of these peers that can be run on this backend's device, by mode. Others are named on stderr."""
     from importlib.util import find_spec
 
     modes = []
-    for name in ("torch", "jax"):
+    for name in wanted:
         if not find_spec(name):
             print(f"{name} is not installed: left out", file=sys.stderr)
         elif backend == "cupy" and not _has_gpu(name):
             print(f"{name} is installed but sees no GPU: left out", file=sys.stderr)
-        elif name == "jax":
-            modes.append("jax")
+        elif name != "torch":
+            modes.append(name)
         else:
             modes += ["eager", "compiled", *(["graph"] if backend == "cupy" else [])]
     return modes
