@@ -115,7 +115,8 @@ class Backend(ABC):
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `step`, faster where the machine can record and replay it, or `step` itself.
 
-        A step that is to be captured works in the same buffers every time, allocates nothing and waits for nothing.
+        A step that is to be captured works in the same buffers every time, allocates nothing and waits for nothing. All
+        that it does to arrays, it does by functions that `fused` gave: what does not pass through one is not recorded.
         """
         return step
 
@@ -130,6 +131,12 @@ class Backend(ABC):
         """The queue that one run's work goes to: it starts after all that was queued before it, and
         what is queued after the block waits for it. On a CPU, the run's threads."""
         return nullcontext()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy, in another process too, is the backend of that name
+        from backends import get_backend
+
+        return get_backend, (self.name,)
 
     def __repr__(self) -> str:
         return f"<backend {self.name} on {self.device}>"

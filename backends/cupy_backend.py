@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -26,7 +27,8 @@ class CupyBackend(Backend):
 
     def __init__(self) -> None:
         self.xp = _usable_cupy()
-        self._stream = self.xp.cuda.Stream(non_blocking=True)
+        # a stream a thread: what another one launches must not come into the graph that this one records
+        self._of_thread = threading.local()
         products = _own_products(self.xp)
         self._capturable = products is not None
         compiler = _CupyCompiler(self.xp, products or self._cupys_product)
@@ -101,12 +103,15 @@ class CupyBackend(Backend):
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
         outside = self.xp.cuda.get_current_stream()
-        self._stream.wait_event(outside.record())
+        own = getattr(self._of_thread, "stream", None)
+        if own is None:
+            own = self._of_thread.stream = self.xp.cuda.Stream(non_blocking=True)
+        own.wait_event(outside.record())
         try:
-            with self._stream:
-                yield self._stream
+            with own:
+                yield own
         finally:
-            outside.wait_event(self._stream.record())
+            outside.wait_event(own.record())
 
 
 class PinnedFeeder(Feeder):
@@ -191,12 +196,15 @@ class _Graph:
         stream.begin_capture()
         try:
             self._step()
-        except Exception as error:  # whatever it is, the step runs as well without
+            return stream.end_capture()
+        except BaseException as error:
             with suppress(Exception):
                 stream.end_capture()
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
+            # whatever it is, the step runs as well without
             log_once(f"this step cannot be recorded as a CUDA graph, it runs eagerly: {error}")
             return None
-        return stream.end_capture()
 
 
 class _Products:
@@ -210,9 +218,10 @@ class _Products:
         self._cupy = cupy
         self._set_stream, self._set_workspace = cublas.set_stream, cublas.set_workspace
         self._handle = cublas.create()
-        # allocated here, once: a graph keeps the address
-        self._workspace = cupy.empty(self.WORKSPACE, np.uint8)
+        # one a stream, allocated at its first product and kept: a graph holds the address
+        self._workspaces: dict[int, Array] = {}
         self._stream: int | None = None
+        self._lock = threading.Lock()
         # sums in 16 bits are left out: those of a product's parts too
         cublas.set_math_mode(self._handle, cublas.Math.DISALLOW_REDUCED_PRECISION_REDUCTION)
         compute = cublas.ComputeType
@@ -244,30 +253,33 @@ class _Products:
         self._product("tf32" if out.dtype.char == "f" and a.ndim == 2 else out.dtype.char, a, b, out)
 
     def _product(self, kind: str, a: Array, b: Array, out: Array) -> None:
-        stream = self._cupy.cuda.get_current_stream().ptr
-        if stream != self._stream:
-            self._set_stream(self._handle, stream)
-            # cuBLAS goes back to a workspace of its own whenever the stream changes
-            self._set_workspace(self._handle, self._workspace.data.ptr, self.WORKSPACE)
-            self._stream = stream
         gemm, one, zero = self._gemms[kind]
         first_op, second_op, m, n, k, first, first_ld, second, second_ld, out_ld = gemm_arguments(a, b, out)
-        gemm(
-            self._handle,
-            first_op,
-            second_op,
-            m,
-            n,
-            k,
-            one.ctypes.data,
-            first.data.ptr,
-            first_ld,
-            second.data.ptr,
-            second_ld,
-            zero.ctypes.data,
-            out.data.ptr,
-            out_ld,
-        )
+        with self._lock:
+            stream = self._cupy.cuda.get_current_stream().ptr
+            if stream != self._stream:
+                self._set_stream(self._handle, stream)
+                # cuBLAS goes back to a workspace of its own whenever the stream changes
+                if stream not in self._workspaces:
+                    self._workspaces[stream] = self._cupy.empty(self.WORKSPACE, np.uint8)
+                self._set_workspace(self._handle, self._workspaces[stream].data.ptr, self.WORKSPACE)
+                self._stream = stream
+            gemm(
+                self._handle,
+                first_op,
+                second_op,
+                m,
+                n,
+                k,
+                one.ctypes.data,
+                first.data.ptr,
+                first_ld,
+                second.data.ptr,
+                second_ld,
+                zero.ctypes.data,
+                out.data.ptr,
+                out_ld,
+            )
 
 
 class _CupyCompiler:

@@ -23,6 +23,9 @@ from backends.compiled.threads import Pool, number_of_threads
 if TYPE_CHECKING:
     from backends.compiled.program import Program
 
+SPECIFICATIONS = "dnn.functional"
+"""The module whose functions the compiled operations are versions of."""
+
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
 
@@ -45,6 +48,7 @@ class NumpyBackend(Backend):
     def __init__(self) -> None:
         self._run = threading.local()
         self._compiles = find_spec("numba") is not None and gemm_address(np.float32) is not None
+        self._why_not = "no product of its BLAS is known that compiled programs could call"
 
     @property
     def device(self) -> str:
@@ -65,13 +69,14 @@ class NumpyBackend(Backend):
         return 1024 * available, page * total
 
     def facts(self) -> dict[str, str]:
+        self._import_compiler()
         dependencies = np.show_config(mode="dicts")["Build Dependencies"]
         blas = dependencies["blas"]
         steps = "operation by operation"
         if find_spec("numba") is None:
             steps += ": pip install 'dnn[fast]' for compiled programs"
         elif not self._compiles:
-            steps += f": no product of {blas['name']} is known that compiled programs could call"
+            steps += f": {self._why_not}"
         return {
             "NumPy": np.__version__,
             "BLAS": f"{blas['name']} {blas['version']}",
@@ -83,21 +88,35 @@ class NumpyBackend(Backend):
         own, name = super().fused(function), function.__name__
         if not self._compiles:
             return own
-        # what is compiled does as the specification does: another version than ours may not
-        known = own in (function, NumpyBackend.kernels.get(name))
-        return recordable(name if known else f"{name} of backend {self.name}", own)
+        # compiled is what the specification says: another function, or another version of it than ours, may do other
+        ours = own in (function, NumpyBackend.kernels.get(name)) and function.__module__ == SPECIFICATIONS
+        return recordable(name if ours else f"{name} of {own.__module__}", own)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """The step as a compiled program, where Numba is there and knows all that the step does."""
-        if not self._compiles:
+        pool = self.pool()
+        if pool.uncompiled or not self._import_compiler():
             return step
         from backends.compiled.program import NotCapturable, Program
 
         try:
-            return _Compiled(self, Program(step, self.pool().threads))
+            return _Compiled(self, Program(step, pool.threads))
         except NotCapturable as cause:
+            pool.uncompiled = pool.of_a_run
             log_once(f"this step runs uncompiled: {cause}")
             return step
+
+    def _import_compiler(self) -> bool:
+        """Whether steps can be compiled; the first time, by trying."""
+        if self._compiles:
+            try:
+                import backends.compiled.program  # noqa: F401
+            except Exception as cause:  # a Numba that does not fit this NumPy; no place for its cache
+                self._compiles, self._why_not = False, f"Numba cannot be used: {cause}"
+                if "no locator" in self._why_not:
+                    self._why_not += " (set NUMBA_CACHE_DIR to a folder that can be written)"
+                log_once(f"steps run uncompiled: {self._why_not}")
+        return self._compiles
 
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
@@ -115,7 +134,10 @@ class NumpyBackend(Backend):
 
     def pool(self) -> Pool:
         """The threads of the run that this thread is in; outside of one, itself alone."""
-        return getattr(self._run, "pool", None) or Pool(1)
+        pool = getattr(self._run, "pool", None) or getattr(self._run, "alone", None)
+        if pool is None:
+            pool = self._run.alone = Pool(1, of_a_run=False)
+        return pool
 
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnn.batches import Batches
-from dnn.data import Examples, prepare_in_parts
+from dnn.data import Examples, new_host_array, prepare_in_parts
 from dnn.outputs import OUTPUTS
 from dnn.step import Forward
 
@@ -44,7 +44,8 @@ def outputs(network: Network, X: Any) -> np.ndarray:
     """P (m, K) of all examples, on the host."""
     with network.backend.stream():
         m, parts = prepare_in_parts(network, X)
-        P, start, capture = np.empty((m, network.layer_sizes[-1]), network.dtype), 0, m * network.n_parameters > LONG
+        P = new_host_array("the predictions", (m, network.layer_sizes[-1]), network.dtype)
+        start, capture = 0, m * network.n_parameters > LONG
         for examples in parts:
             for step in _batches(network, examples, None, lambda step: step.predict, capture):
                 P[start : start + step.batch_size] = network.backend.to_numpy(step.output.P)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import builtins
 import logging
 import threading
-import tracemalloc
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("numba", reason="the extra fast is not installed")
 
 from test_kernels import CASES, arguments_of, assert_same, call, gathered_and_cast, specified
+from test_step import held_over
 from threadpoolctl import threadpool_info
 
 import dnn
@@ -34,7 +35,7 @@ EVERY = [(name, case) for name in OPERATIONS for case, of in enumerate(CASES[nam
 @pytest.fixture
 def every_thread(monkeypatch):
     """No work is too little to be shared."""
-    monkeypatch.setattr(threads, "WORTH", 1)
+    monkeypatch.setattr(program, "WORTH", 1)
 
 
 def test_every_operation_has_a_specification_and_a_case():
@@ -50,7 +51,7 @@ def test_an_operation_does_what_its_specification_does(name, case, dtype, every_
         return
     results = arguments_of(name, case, dtype)
     function = recordable(name, getattr(functional, name))
-    recorded = Program(lambda: call(function, np, results), 1)
+    recorded = Program(lambda: call(function, np, results), 1, complete=False)
     pool = Pool(2)
     try:
         run, arguments, _held = pool.bound(recorded)
@@ -148,6 +149,21 @@ def test_the_courses_model_runs_compiled_in_place_on_the_transposed_data():
     data = np.asfortranarray(X.T)  # one example a column; not copied
     _, costs = course.two_layer_model(data, (X[:, :1] > 0).T.astype(float), (6, 4, 1), 0.0075, 201)
     np.testing.assert_allclose(costs[:1], expected[:1], atol=1e-3)
+
+
+def test_narrow_layers_of_several_widths_share_no_scratch():
+    """In float64 two of these layers are computed through scratch, by threads that wait for nobody between them."""
+    sizes, data = [1500, 24, 1100, 32, 1], np.random.default_rng(0).standard_normal((512, 1500))
+    labels = (data[:, 0] > 0).astype(int)
+
+    def weights() -> np.ndarray:
+        network = dnn.Network(sizes, dtype="float64", seed=1)
+        network.fit(data, labels, epochs=5, batch_size=256, optimizer=dnn.SGD(0.05), shuffle=False, threads=4)
+        return network.parameters.flat.copy()
+
+    expected = weights()
+    for _ in range(12):
+        np.testing.assert_array_equal(weights(), expected)
 
 
 # ---------------------------------------------------------------------------------- order and barriers
@@ -280,15 +296,100 @@ def test_a_backends_own_version_of_a_function_is_not_replaced():
     assert own.capture(step) is step
 
 
-def test_a_fit_leaves_no_thread_and_the_blas_as_it_was(every_thread):
-    def blas() -> list[int]:
-        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+class PlainUpdate(dnn.optimizers.Update):
+    """By somebody who does not know of Backend.fused."""
 
-    before, running = blas(), threading.active_count()
+    def __call__(self) -> None:
+        self.parameters.flat[...] -= self.gradients.flat * 0.01
+
+
+@dataclass(frozen=True)
+class Plain(dnn.SGD):
+    update = PlainUpdate
+
+
+def test_an_update_that_is_no_function_of_the_backends_is_not_left_out(caplog, monkeypatch):
+    monkeypatch.setattr(base, "_told", set())
+    with caplog.at_level(logging.WARNING, "backends"):
+        weights, _ = trained("softmax", Plain())
+    assert "its update is none that Backend.fused gave" in caplog.records[0].message
+    np.testing.assert_allclose(weights, trained("softmax", dnn.SGD(0.01))[0], atol=1e-12)
+
+
+def test_a_function_of_the_same_name_is_not_taken_for_the_specification():
+    def sgd(xp, theta, grad, learning_rate, *, scratch) -> None: ...
+
+    backend, theta = get_backend("numpy"), np.ones(3)
+    own = backend.fused(sgd)
+    step = lambda: own(np, theta, theta, np.ones(1), scratch=theta)  # noqa: E731
+    assert backend.capture(step) is step
+
+
+def of_blas() -> set[int]:
+    """The threads of NumPy's BLAS, as another library reads them."""
+    return {pool["num_threads"] for pool in threadpool_info() if "numpy" in pool["filepath"]}
+
+
+def test_the_blas_has_its_threads_in_a_run_that_is_not_compiled(monkeypatch):
+    """Validation could be compiled where the step cannot; then it is not either."""
+    before, seen = of_blas(), []
+    update = PlainUpdate.__call__
+    monkeypatch.setattr(PlainUpdate, "__call__", lambda self: (seen.append(of_blas()), update(self)))
+    trained("softmax", Plain())
+    assert len(seen) > 3 and all(threads == before for threads in seen)
+
+
+def test_in_any_thread_a_run_holds_the_blas_and_the_last_one_gives_it_back():
+    before, seen = of_blas(), []
+
+    def run(other: threading.Thread | None = None) -> None:
+        network, step = bound_step()
+        with network.backend.stream(2):
+            network.backend.capture(step.on_rows(step))()
+            seen.append(of_blas())
+            if other is not None:
+                other.start()
+                other.join()
+                seen.append(of_blas())  # still held, though the other has ended
+
+    thread = threading.Thread(target=run, args=(threading.Thread(target=run),))
+    thread.start()
+    thread.join()
+    assert seen == [{1}] * 3 and of_blas() == before
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (ImportError("Numba needs NumPy 2.3 or less"), "Numba needs NumPy 2.3 or less"),
+        (RuntimeError("cannot cache function: no locator available"), "set NUMBA_CACHE_DIR to a folder that can be"),
+    ],
+)
+def test_a_numba_that_cannot_be_used_costs_speed_not_the_training(cause, told, caplog, monkeypatch):
+    from backends.numpy_backend import NumpyBackend
+
+    monkeypatch.setattr(base, "_told", set())
+    importing = builtins.__import__
+
+    def broken(name, *more, **settings):
+        if name == "backends.compiled.program":
+            raise cause
+        return importing(name, *more, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    backend = NumpyBackend()
+    step = lambda: None  # noqa: E731
+    with caplog.at_level(logging.WARNING, "backends"):
+        assert backend.capture(step) is step
+    assert told in caplog.records[0].message and told in backend.facts()["steps"]
+
+
+def test_a_fit_leaves_no_thread_and_the_blas_as_it_was(every_thread):
+    before, running = of_blas(), threading.active_count()
     trained("softmax", dnn.Adam(0.01), threads=3)
     with pytest.raises(KeyboardInterrupt), get_backend("numpy").stream(2):
         raise KeyboardInterrupt
-    assert blas() == before and threading.active_count() == running
+    assert of_blas() == before and threading.active_count() == running
 
 
 def test_fits_in_several_threads_do_not_disturb_each_other(every_thread):
@@ -307,29 +408,22 @@ def test_fits_in_several_threads_do_not_disturb_each_other(every_thread):
         np.testing.assert_array_equal(weights, expected)
 
 
-def test_a_program_outside_a_run_has_one_thread():
+def test_a_program_outside_a_run_has_one_thread_and_leaves_the_blas_alone():
     network, step = bound_step()
+    blas = of_blas()
     run = network.backend.capture(step.on_rows(step))
     before = network.parameters.flat.copy()
     running = threading.active_count()
     run()
     assert threading.active_count() == running and not np.array_equal(network.parameters.flat, before)
+    assert of_blas() == blas
 
 
 def test_a_compiled_step_allocates_nothing():
     network, step = bound_step((784, 256, 128, 10), 128)
     run = network.backend.capture(step.on_rows(step))
     with network.backend.stream():
-        run()
-        gc.collect()
-        tracemalloc.start()
-        try:
-            for _ in range(3):
-                run()
-            held, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    assert peak - held < 1024
+        assert held_over(run) < 1024
 
 
 @pytest.mark.parametrize(("given", "complaint"), [(0, "at least 1, got 0"), ("two", "a whole number, got 'two'")])
@@ -344,6 +438,7 @@ def test_the_environment_says_how_many_threads(monkeypatch):
         assert pool.threads == 3
     with get_backend("numpy").stream(2) as pool:
         assert pool.threads == 2
-    monkeypatch.setenv("DNN_NUM_THREADS", "many")
-    with pytest.raises(ValueError, match="DNN_NUM_THREADS must be a whole number from 1 on, got 'many'"):
-        trained("softmax", dnn.Adam(0.01))
+    for wrong in ("many", "²", "0"):
+        monkeypatch.setenv("DNN_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"DNN_NUM_THREADS must be a whole number from 1 on, got '{wrong}'"):
+            trained("softmax", dnn.Adam(0.01))

@@ -48,7 +48,7 @@ def test_a_runs_work_is_queued_after_what_was_before_it_and_before_what_comes_af
             log.append(f"off {self.name}")
 
     backend = CupyBackend.__new__(CupyBackend)
-    backend._stream = Stream("own")
+    backend._of_thread = SimpleNamespace(stream=Stream("own"))
     backend.xp = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: Stream("outside")))
     with pytest.raises(ZeroDivisionError), backend.stream():
         log.append("run")

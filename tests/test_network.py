@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -204,3 +206,24 @@ def test_wrong_feature_count_names_the_layer_both_shapes_and_the_fix(backend: Ba
         network.predict(X[:, :2])
     with pytest.raises(DataError, match="transpose X"):
         network.predict(X.T)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copy_of_a_network_is_on_the_same_backend_and_its_own(copied, backend: Backend):
+    if backend.name != "numpy":
+        pytest.skip("arrays of a device have their own ways of being copied")
+    network = network_of("softmax", 3, backend)
+    twin = copied(network)
+    assert twin.backend is network.backend
+    np.testing.assert_array_equal(twin.predict_proba(X), network.predict_proba(X))
+
+
+def test_predictions_that_no_memory_holds_are_refused_in_one_line():
+    class Endless:
+        shape, dtype, ndim = (10**13, 3), np.dtype(np.float32), 2
+
+        def __getitem__(self, rows):
+            return np.zeros((rows.stop - rows.start, 3), np.float32)
+
+    with pytest.raises(DataError, match=r"the predictions: .*take 120000.0 GB in float32, this machine has"):
+        dnn.Network([3, 5, 3], output="softmax").predict(Endless())

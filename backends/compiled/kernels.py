@@ -439,20 +439,20 @@ def _tally(losses, hits, weights, loss, correct, totals_loss, totals_correct, m,
 # ----------------------------------------------------------------------------------- updates, a part of theta
 
 
-@_loop
+@_exact
 def _sgd(theta, grad, learning_rate):
     for i in range(len(theta)):
         theta[i] -= grad[i] * learning_rate
 
 
-@_loop
+@_exact
 def _momentum(theta, grad, velocity, learning_rate, momentum):
     for i in range(len(theta)):
         velocity[i] = velocity[i] * momentum + grad[i]
         theta[i] -= velocity[i] * learning_rate
 
 
-@_loop
+@_exact
 def _adam(theta, grad, m, v, step_size, epsilon, beta1, beta2):
     for i in range(len(theta)):
         m[i] = m[i] * beta1 + grad[i]
@@ -496,7 +496,7 @@ def _linear(one, gemm, op, first, last, left, right):
     A, b, scratch = _array(op[AT + 3], one, op[M] * n), _array(op[AT + 2], one, n), op[AT + 4]
     if size == 8 and units <= FEW_UNITS and k > MANY_INPUTS:
         # a third faster as W A_prevᵀ: so measured in float64, where in float32 it is slower
-        own = first * n + left * rows
+        own = first * op[AT + 5] + left * rows  # the widest layer's rows: no thread in no layer takes another's
         _gemm(gemm, one, 0, 1 - transposed, units, rows, k, W, k, A_prev, leading, scratch + own * size, rows)
         _take_transposed(_at(scratch, one, own, rows * units), A, n, first, last, left, right)
     else:

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,14 @@ FEW_ROWS = 32
 """A thread's rows, below which it rather takes some units of all rows: a product's inner loop needs rows to reuse W."""
 
 
+WORTH = 1_500_000
+"""Multiplications that a thread must have of its own to be worth the meeting."""
+
 MANY_WEIGHTS = 8_000_000
 """Of one layer, more than a cache holds."""
+
+
+UPDATES = kernels.SGD, kernels.MOMENTUM, kernels.ADAM
 
 
 class NotCapturable(Exception):
@@ -65,21 +72,25 @@ class Operation:
     def n(self) -> int:
         return self.sizes[1]
 
+    @cached_property
+    def places(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Where in memory it reads, and where it writes: from, to."""
+        read, written = (
+            [np.lib.array_utils.byte_bounds(array) for array in kind] for kind in (self.reads, self.writes)
+        )
+        return read, written
+
     def conflicts(self, other: Operation) -> bool:
         """Whether the order of the two matters."""
-        pairs = ((self.writes, other.reads + other.writes), (self.reads, other.writes))
-        return any(_overlap(a, b) for mine, theirs in pairs for a in mine for b in theirs)
+        (read, written), (others_read, others_written) = self.places, other.places
+        pairs = ((written, others_read + others_written), (read, others_written))
+        return any(a[0] < b[1] and b[0] < a[1] for mine, theirs in pairs for a in mine for b in theirs)
 
     def apart(self, other: Operation) -> bool:
         """Whether each thread's share of the one needs nothing of the others' shares of the other."""
         return self.whose == other.whose and (
             self.whose in (THETA, FIRST) or (self.whose == ROWS and self.m == other.m)
         )
-
-
-def _overlap(a: Array, b: Array) -> bool:
-    (a_low, a_high), (b_low, b_high) = np.lib.array_utils.byte_bounds(a), np.lib.array_utils.byte_bounds(b)
-    return a_low < b_high and b_low < a_high
 
 
 def _is_transpose(A: Array) -> int:
@@ -234,8 +245,8 @@ OPERATIONS: Mapping[str, Callable[..., list[Operation]]] = {
 class Program:
     """A step's operations in the order in which threads can share them, and their table."""
 
-    def __init__(self, step: Callable[[], None], threads: int) -> None:
-        """NotCapturable where the step does something that compiled code cannot."""
+    def __init__(self, step: Callable[[], None], threads: int, complete: bool = True) -> None:
+        """NotCapturable where the step does something that compiled code cannot; a complete one updates theta."""
         with recorded() as calls:
             step()
         found: list[Operation] = []
@@ -244,6 +255,8 @@ class Program:
                 raise NotCapturable(f"{name} has no compiled version")
             arguments.pop("xp")
             found += OPERATIONS[name](**arguments)
+        if complete and any(o.kind == kernels.GRADIENTS for o in found) and not any(o.kind in UPDATES for o in found):
+            raise NotCapturable("its update is none that Backend.fused gave")
         self.dtype = _dtype(found)
         started = time.perf_counter()
         try:
@@ -253,19 +266,26 @@ class Program:
         if (seconds := time.perf_counter() - started) > 2:
             log_once(f"steps in {self.dtype} were compiled for this machine in {seconds:.0f} s, once")
         self.work = sum(operation.work for operation in found)
-        found = [_by_units(operation, threads) for operation in found]
+        found = [_by_units(operation, self.threads(threads)) for operation in found]
         self._operations = _with_barriers(_in_order(found))
         self.table = np.zeros((len(self._operations), kernels.COLUMNS), np.int64)
         self._theta, flat = _theta(found)
+        widest = max((o.n for o in found if kernels.LINEAR <= o.kind <= kernels.LINEAR_SIGMOID), default=0)
         for row, operation in zip(self.table, self._operations, strict=True):
             row[[kernels.KIND, kernels.WHOSE, kernels.FLAG]] = operation.kind, operation.whose, operation.flag
             row[kernels.M : kernels.M + len(operation.sizes)] = operation.sizes
             places = [array.ctypes.data for array in operation.arguments]
+            if kernels.LINEAR <= operation.kind <= kernels.LINEAR_SIGMOID:
+                places.append(widest)
             if operation.kind == kernels.GRADIENTS:
                 # where dW and db lie in the flat gradients, as theta is shared out
                 for array in (operation.arguments[2], operation.arguments[4]):
                     places.append((array.ctypes.data - flat) // self.dtype.itemsize)
             row[kernels.AT : kernels.AT + len(places)] = places
+
+    def threads(self, available: int) -> int:
+        """As many of them as have work enough of their own."""
+        return int(max(1, min(available, self.work // WORTH)))
 
     def bounds(self, threads: int) -> np.ndarray:
         """Where each thread's part of theta begins, and where the last one's ends: at rows of W."""
@@ -300,7 +320,7 @@ def _dtype(operations: list[Operation]) -> np.dtype:
 
 def _theta(operations: list[Operation]) -> tuple[int, int]:
     """The numbers in the gradients, from the first to the last, and where the first stands in memory."""
-    updates = [o.arguments[1] for o in operations if o.kind in (kernels.SGD, kernels.MOMENTUM, kernels.ADAM)]
+    updates = [o.arguments[1] for o in operations if o.kind in UPDATES]
     gradients = updates or [array for o in operations if o.kind == kernels.GRADIENTS for array in o.writes]
     if not gradients:
         return 0, 0
@@ -319,12 +339,15 @@ def _by_units(operation: Operation, threads: int) -> Operation:
 
 def _in_order(operations: list[Operation]) -> list[Operation]:
     """What belongs to a part of theta, and the tally, after all the rest: one barrier between, not one a layer."""
-    late = [o for o in operations if o.whose == THETA or o.kind == kernels.TALLY]
-    early = [o for o in operations if o not in late]
-    for i, before in enumerate(operations):
-        for after in operations[i + 1 :]:
-            if before in late and after in early and before.conflicts(after):
-                raise NotCapturable("an order that cannot be changed")
+    early: list[Operation] = []
+    late: list[Operation] = []
+    for operation in operations:
+        if operation.whose == THETA or operation.kind == kernels.TALLY:
+            late.append(operation)
+        elif any(before.conflicts(operation) for before in late):
+            raise NotCapturable("it has an order that cannot be changed")
+        else:
+            early.append(operation)
     return early + late
 
 
@@ -334,7 +357,7 @@ def _with_barriers(operations: list[Operation]) -> list[Operation]:
     found: list[Operation] = []
     since: list[Operation] = []
     for operation in operations:
-        if any(before.conflicts(operation) and not before.apart(operation) for before in since):
+        if any(not before.apart(operation) and before.conflicts(operation) for before in since):
             found.append(barrier)
             since = []
         found.append(operation)

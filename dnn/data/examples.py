@@ -23,7 +23,7 @@ CHUNK = 4_000_000
 class Examples:
     """X (m, n_in), on the network's device or on the host; targets, on the device, as the output takes them, or None.
 
-    Of an X on the host the device sees a batch at a time (see `dnn.step.Batches`).
+    Of an X on the host the device sees a batch at a time (see `dnn.batches.Batches`).
 
     Bytes stay bytes, a quarter of the memory, with the `scale` that a batch is multiplied by, of the network's dtype.
     Anything else is in that dtype and scaled already: then `scale` is None.
@@ -189,7 +189,7 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float,
         for start, stop in _chunks(m, n_in):
             _check_finite(name, host[start:stop], first + start, dtype)
         return host
-    host = _new_host_array(name, (m, n_in), dtype)
+    host = new_host_array(name, (m, n_in), dtype)
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
         with np.errstate(over="ignore"):
@@ -204,7 +204,8 @@ def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float) -> bool:
     return isinstance(X, np.ndarray) and X.dtype == dtype and scale == 1 and X.flags.c_contiguous
 
 
-def _new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+def new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """An array on the host, contents undefined; DataError where this machine has not the memory."""
     # a data file of 2 KB can declare 4 TiB: ask before the machine starts to swap
     needed, (_, total) = math.prod(shape) * dtype.itemsize, get_backend("numpy").memory()
     if needed > total:
