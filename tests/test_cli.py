@@ -1013,3 +1013,21 @@ def test_a_file_that_another_program_writes_is_told_as_that():
     with h5py.File("data.h5", "r+"):
         ran = run_child("train", "data.h5", "--quiet", env={"HDF5_USE_FILE_LOCKING": "TRUE"})
     one_complaint(ran, 3, "data.h5", "another program writes it")
+
+
+def test_the_number_of_threads_holds_for_the_command_and_no_longer(run: Run, monkeypatch):
+    from backends.compiled.threads import number_of_threads
+
+    seen, evaluate = [], dnn.Network.evaluate
+
+    def noting(network, *data):
+        seen.append(number_of_threads())
+        return evaluate(network, *data)
+
+    monkeypatch.setattr(dnn.Network, "evaluate", noting)
+    monkeypatch.setenv("DNN_NUM_THREADS", "5")
+    path = model(run, None, "--threads", 3)
+    assert run("evaluate", path, "data.h5", "--threads", 2).code == 0
+    assert run("evaluate", path, "data.h5").code == 0
+    assert seen == [3, 3, 2, 5] and os.environ["DNN_NUM_THREADS"] == "5"
+    one_complaint(run("evaluate", path, "data.h5", "--threads", "none"), 2, "expected a whole number from 1 on")

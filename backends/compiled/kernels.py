@@ -55,6 +55,9 @@ COLUMNS = 20
 FEW_UNITS, MANY_INPUTS = 32, 1024
 """Of a layer whose product in float64 is taken the other way round."""
 
+LINEARS, OF_LAYERS = range(LINEAR, LINEAR_SIGMOID + 1), range(LINEAR, SIGMOID_BACKWARD + 1)
+"""Kinds that stand side by side above: a layer's forward; all that is done by rows or by units."""
+
 ROWS, UNITS, THETA, FIRST = range(4)
 """Whose share: some rows of the batch, some of the N columns, a part of theta; or the first thread does it alone."""
 
@@ -525,15 +528,8 @@ def _input_gradient(one, gemm, op, first, last, left, right):
 def _gradients(one, gemm, op, begin, end):
     """dW = dZᵀ A_prev and db = Σ dZ where they lie in this part of theta. dZ (M, N), A_prev (M, K)."""
     m, n, k, transposed, size = op[M], op[N], op[K], op[FLAG], one.itemsize
-    dZ, A_prev, dW, ones, db, at_W, at_b = (
-        op[AT],
-        op[AT + 1],
-        op[AT + 2],
-        op[AT + 3],
-        op[AT + 4],
-        op[AT + 5],
-        op[AT + 6],
-    )
+    dZ, A_prev, dW, ones = op[AT], op[AT + 1], op[AT + 2], op[AT + 3]
+    db, at_W, at_b = op[AT + 4], op[AT + 5], op[AT + 6]
     left, right = _within(begin, at_W, n, k), _within(end, at_W, n, k)
     if right > left:
         leading = m if transposed else k
@@ -578,18 +574,10 @@ def _do(one, gemm, op, first, last, left, right):
         _momentum(theta, grad, velocity, _array(d, one, 1)[0], _array(e, one, 1)[0])
     elif kind == ADAM:
         size = last - first
-        theta, grad, m_, v = (
-            _at(a, one, first, size),
-            _at(b, one, first, size),
-            _at(c, one, first, size),
-            _at(d, one, first, size),
-        )
-        step_size, epsilon, beta1, beta2 = (
-            _array(e, one, 1)[0],
-            _array(f, one, 1)[0],
-            _array(g, one, 1)[0],
-            _array(h, one, 1)[0],
-        )
+        theta, grad = _at(a, one, first, size), _at(b, one, first, size)
+        m_, v = _at(c, one, first, size), _at(d, one, first, size)
+        step_size, epsilon = _array(e, one, 1)[0], _array(f, one, 1)[0]
+        beta1, beta2 = _array(g, one, 1)[0], _array(h, one, 1)[0]
         _adam(theta, grad, m_, v, step_size, epsilon, beta1, beta2)
     elif kind == ADAM_FACTORS:
         rate, eps, betas = _array(a, _DOUBLE, 1), _array(b, _DOUBLE, 1)[0], _array(c, _DOUBLE, 2)
@@ -611,21 +599,13 @@ def _do(one, gemm, op, first, last, left, right):
         _softmax_cross_entropy(Z, labels, scale, lowest, P, dZ, _array(g, one, m), _array(h, one, m), n, first, last)
     elif kind == SIGMOID_CROSS_ENTROPY:
         begin, size = first * n, (last - first) * n
-        Z, Y, P, dZ = (
-            _at(a, one, begin, size),
-            _at(b, one, begin, size),
-            _at(d, one, begin, size),
-            _at(e, one, begin, size),
-        )
+        Z, Y = _at(a, one, begin, size), _at(b, one, begin, size)
+        P, dZ = _at(d, one, begin, size), _at(e, one, begin, size)
         _sigmoid_cross_entropy(Z, Y, _array(c, one, 1)[0], P, dZ, _at(f, one, begin, size), _at(g, one, begin, size))
     elif kind == SQUARED_ERROR:
         begin, size = first * n, (last - first) * n
-        Z, Y, dZ, losses = (
-            _at(a, one, begin, size),
-            _at(b, one, begin, size),
-            _at(d, one, begin, size),
-            _at(e, one, begin, size),
-        )
+        Z, Y = _at(a, one, begin, size), _at(b, one, begin, size)
+        dZ, losses = _at(d, one, begin, size), _at(e, one, begin, size)
         _squared_error(Z, Y, _array(c, one, 1)[0], dZ, losses)
     elif kind == TALLY:
         losses, hits, weights = _array(a, one, m * n), _array(b, one, m * n), _array(c, one, m)
@@ -641,10 +621,14 @@ def _do(one, gemm, op, first, last, left, right):
 # ------------------------------------------------------------------------------------------------- threads
 
 
+_NEVER_ASLEEP = 1 << 40
+"""Patience for what is sure to come soon."""
+
+
 @_exact
 def _wait(address, value, yielding, sleeping, patience):
-    """Until what stands at address has reached value: first at once ready, then leaving the core to others, then
-    asleep, the sooner the less there is to wait for."""
+    """Until what stands at address has reached value: at first wide awake, then leaving the core to whoever wants it;
+    asleep between looks from the patience-th look on."""
     spins = 0
     while _load(address) < value:
         spins += 1
@@ -669,7 +653,7 @@ def _run(one, message, meeting, thread):
             if threads > 1:
                 arrived += threads
                 _add_to(meeting, 1)
-                _wait(meeting, arrived, yielding, sleeping, 1 << 40)
+                _wait(meeting, arrived, yielding, sleeping, _NEVER_ASLEEP)
             continue
         if whose == ROWS:
             first, last = _part(op[M], thread, threads)
@@ -693,7 +677,7 @@ def run(one, message, sync, helpers, thread):
     while True:
         if thread == 0:
             if message[THREADS] > 1:
-                _wait(here + 8 * TAKEN, sync[GO] * helpers, message[YIELD], message[SLEEP], 1 << 40)
+                _wait(here + 8 * TAKEN, sync[GO] * helpers, message[YIELD], message[SLEEP], _NEVER_ASLEEP)
                 message[BASE] = sync[ARRIVED]
                 for i in range(GO):
                     sync[i] = message[i]

@@ -270,12 +270,12 @@ class Program:
         self._operations = _with_barriers(_in_order(found))
         self.table = np.zeros((len(self._operations), kernels.COLUMNS), np.int64)
         self._theta, flat = _theta(found)
-        widest = max((o.n for o in found if kernels.LINEAR <= o.kind <= kernels.LINEAR_SIGMOID), default=0)
+        widest = max((o.n for o in found if o.kind in kernels.LINEARS), default=0)
         for row, operation in zip(self.table, self._operations, strict=True):
             row[[kernels.KIND, kernels.WHOSE, kernels.FLAG]] = operation.kind, operation.whose, operation.flag
             row[kernels.M : kernels.M + len(operation.sizes)] = operation.sizes
             places = [array.ctypes.data for array in operation.arguments]
-            if kernels.LINEAR <= operation.kind <= kernels.LINEAR_SIGMOID:
+            if operation.kind in kernels.LINEARS:
                 places.append(widest)
             if operation.kind == kernels.GRADIENTS:
                 # where dW and db lie in the flat gradients, as theta is shared out
@@ -330,9 +330,8 @@ def _theta(operations: list[Operation]) -> tuple[int, int]:
 
 def _by_units(operation: Operation, threads: int) -> Operation:
     """The layers' operations shared out by units, where each thread had too few rows, or W is better read once."""
-    of_layer = kernels.LINEAR <= operation.kind <= kernels.SIGMOID_BACKWARD
     few_rows = operation.m < FEW_ROWS * threads or math.prod(operation.sizes[1:]) > MANY_WEIGHTS
-    if of_layer and few_rows and operation.n >= 16 * threads:
+    if operation.kind in kernels.OF_LAYERS and few_rows and operation.n >= 16 * threads:
         return replace(operation, whose=UNITS)
     return operation
 

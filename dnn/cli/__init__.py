@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 show("")  # what --help and --version print is written out, or known not to be
         debug = given.debug
-        with _log(quiet=given.quiet):
+        with _log(quiet=given.quiet), _threads(getattr(given, "threads", None)):
             given.run(given)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, debug)
@@ -72,6 +72,20 @@ def _log(quiet: bool) -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """All that the command does on this many threads, as if DNN_NUM_THREADS said so."""
+    before = os.environ.get("DNN_NUM_THREADS")
+    if number is not None:
+        os.environ["DNN_NUM_THREADS"] = str(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            os.environ.pop("DNN_NUM_THREADS")
+            os.environ.update({} if before is None else {"DNN_NUM_THREADS": before})
 
 
 def _one_line(message: str) -> str:

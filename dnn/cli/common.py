@@ -25,10 +25,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _number_of_threads(text: str) -> int:
-    """It holds for all that the command does, and is passed on as the environment variable is."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    os.environ["DNN_NUM_THREADS"] = text
     return int(text)
 
 

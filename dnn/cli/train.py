@@ -112,7 +112,7 @@ def run(given: argparse.Namespace) -> None:
             shuffle=given.shuffle,
             verbose=not given.quiet,
             memory_limit=given.memory_limit,
-            threads=given.threads,
+            threads=None,
             precision=given.precision,
         )
         measured = {"train": network.evaluate(train.X, labels)}
