@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
+from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
 
 __all__ = [
     "Array",
@@ -28,13 +28,13 @@ __all__ = [
 
 
 def _load_numpy() -> Backend:
-    from backends.numpy_backend import NumpyBackend
+    from dnn.backends.numpy_backend import NumpyBackend
 
     return NumpyBackend()
 
 
 def _load_cupy() -> Backend:
-    from backends.cupy_backend import CupyBackend
+    from dnn.backends.cupy_backend import CupyBackend
 
     return CupyBackend()
 

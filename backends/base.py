@@ -22,7 +22,7 @@ def log_once(message: str) -> None:
     """Warn, the first time that this is said."""
     if message not in _told:
         _told.add(message)
-        logging.getLogger("backends").warning(message)
+        logging.getLogger("dnn.backends").warning(message)
 
 
 class BackendUnavailableError(RuntimeError):
@@ -134,7 +134,7 @@ class Backend(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a copy, in another process too, is the backend of that name
-        from backends import get_backend
+        from dnn.backends import get_backend
 
         return get_backend, (self.name,)
 

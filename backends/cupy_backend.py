@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
-from backends.kernels import FACTORIES, Elementwise
-from backends.kernels.compiler import FOLDER
-from backends.kernels.products import gemm_arguments
+from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
+from dnn.backends.kernels import FACTORIES, Elementwise
+from dnn.backends.kernels.compiler import FOLDER
+from dnn.backends.kernels.products import gemm_arguments
 
 _CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
 """cudaDataType_t, from CUDA's library_types.h."""

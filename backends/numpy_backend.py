@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.base import Array, Backend, log_once
-from backends.compiled.machine import gemm_address
-from backends.compiled.recording import recordable
-from backends.compiled.threads import Pool, number_of_threads
+from dnn.backends.base import Array, Backend, log_once
+from dnn.backends.compiled.machine import gemm_address
+from dnn.backends.compiled.recording import recordable
+from dnn.backends.compiled.threads import Pool, number_of_threads
 
 if TYPE_CHECKING:
-    from backends.compiled.program import Program
+    from dnn.backends.compiled.program import Program
 
 SPECIFICATIONS = "dnn.functional"
 """The module whose functions the compiled operations are versions of."""
@@ -97,7 +97,7 @@ class NumpyBackend(Backend):
         pool = self.pool()
         if pool.uncompiled or not self._import_compiler():
             return step
-        from backends.compiled.program import NotCapturable, Program
+        from dnn.backends.compiled.program import NotCapturable, Program
 
         try:
             return _Compiled(self, Program(step, pool.threads))
@@ -110,7 +110,7 @@ class NumpyBackend(Backend):
         """Whether steps can be compiled; the first time, by trying."""
         if self._compiles:
             try:
-                import backends.compiled.program  # noqa: F401
+                import dnn.backends.compiled.program  # noqa: F401
             except Exception as cause:  # a Numba that does not fit this NumPy; no place for its cache
                 self._compiles, self._why_not = False, f"Numba cannot be used: {cause}"
                 if "no locator" in self._why_not:

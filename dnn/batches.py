@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from backends import Backend, Feeder
+from dnn.backends import Backend, Feeder
 from dnn.data import Examples
 from dnn.step import Forward
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from backends import Array, Backend, backend_of, get_backend
 from dnn import functional
+from dnn.backends import Array, Backend, backend_of, get_backend
 from dnn.data import Examples, open_dataset
 from dnn.errors import DataError
 from dnn.initializers import initial_weights

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from backends import Array
+from dnn.backends import Array
 
 # ----------------------------------------------------------------------------------------------- batches
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends import Array, Feeder, log_once
+from dnn.backends import Array, Feeder, log_once
 from dnn.data import Examples
 from dnn.errors import NotEnoughMemoryError
 from dnn.network import Network

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends import Backend, get_backend
+from dnn.backends import Backend, get_backend
 from dnn.errors import check_number, check_whole
 from dnn.inference import evaluate, outputs
 from dnn.initializers import INITIALIZERS, initial_weights

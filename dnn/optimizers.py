@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backends import Array, Backend
 from dnn import functional
+from dnn.backends import Array, Backend
 from dnn.errors import check_number
 from dnn.parameters import Parameters
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backends import Array, Backend
+from dnn.backends import Array, Backend
 from dnn.errors import DataError
 
 ALIGNED = 32

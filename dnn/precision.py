@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends import Array
 from dnn import functional
+from dnn.backends import Array
 from dnn.optimizers import Update
 from dnn.parameters import Parameters
 

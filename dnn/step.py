@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends import Array
 from dnn import functional
+from dnn.backends import Array
 from dnn.outputs import OUTPUTS
 
 if TYPE_CHECKING:

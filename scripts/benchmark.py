@@ -56,8 +56,8 @@ from peers import (
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import dnn
-from backends import get_backend
-from backends.compiled.threads import number_of_threads
+from dnn.backends import get_backend
+from dnn.backends.compiled.threads import number_of_threads
 from dnn.errors import DnnError
 from dnn.files import write_whole
 from dnn.step import TrainStep

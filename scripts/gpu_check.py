@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 import dnn
-from backends import BackendUnavailableError, get_backend, use_backend
 from dnn import course
+from dnn.backends import BackendUnavailableError, get_backend, use_backend
 from dnn.batches import Batches
 from dnn.data import prepare
 from dnn.files import write_whole

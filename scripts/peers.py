@@ -27,8 +27,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import numpy as np
 
 import dnn
-from backends import get_backend, register, registered
-from backends.numpy_backend import NumpyBackend
+from dnn.backends import get_backend, register, registered
+from dnn.backends.numpy_backend import NumpyBackend
 from dnn.data import prepare
 from dnn.precision import check_precision, working_copies
 from dnn.step import training_step

@@ -15,8 +15,8 @@ import pytest
 import standin  # noqa: F401  (registers itself)
 from gpp import FusedStandin, Gpp
 
-import backends
-from backends import Backend, BackendUnavailableError, get_backend, use_backend
+from dnn import backends
+from dnn.backends import Backend, BackendUnavailableError, get_backend, use_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,7 +76,7 @@ def shared() -> Path:
 def _compiled_once() -> None:
     """What a fresh machine compiles for seconds, and says so, is no part of a test."""
     if find_spec("numba") is not None:
-        from backends.compiled import kernels
+        from dnn.backends.compiled import kernels
 
         for dtype in (np.float32, np.float64):
             kernels.compile_for(np.dtype(dtype))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import standin
 
-from backends.kernels import FACTORIES, Elementwise
-from backends.kernels.compiler import FOLDER
+from dnn.backends.kernels import FACTORIES, Elementwise
+from dnn.backends.kernels.compiler import FOLDER
 
 C_TYPES = {
     "float32": "float",

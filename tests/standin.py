@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from backends import Backend, Feeder, register
-from backends.cupy_backend import PinnedFeeder
+from dnn.backends import Backend, Feeder, register
+from dnn.backends.cupy_backend import PinnedFeeder
 
 
 class Device:

@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import backends
-from backends import Backend, BackendUnavailableError, available_backends, backend_of, base, get_backend, use_backend
+from dnn import backends
+from dnn.backends import (
+    Backend,
+    BackendUnavailableError,
+    available_backends,
+    backend_of,
+    base,
+    get_backend,
+    use_backend,
+)
 
 
 def test_numpy_where_nothing_is_set():
@@ -118,7 +126,7 @@ def test_cupy_without_its_wheel_says_what_to_install():
         "import sys, importlib.util\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "import backends\n"
+        "from dnn import backends\n"
         "backends.get_backend('cupy')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

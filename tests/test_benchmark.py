@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import backends
+from dnn import backends
 
 sys.path.append(str(ROOT / "scripts"))
 

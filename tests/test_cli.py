@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import backends
 import dnn
+from dnn import backends
 from dnn.cli import main
 
 GENERATOR = np.random.default_rng(0)
@@ -1016,7 +1016,7 @@ def test_a_file_that_another_program_writes_is_told_as_that():
 
 
 def test_the_number_of_threads_holds_for_the_command_and_no_longer(run: Run, monkeypatch):
-    from backends.compiled.threads import number_of_threads
+    from dnn.backends.compiled.threads import number_of_threads
 
     seen, evaluate = [], dnn.Network.evaluate
 

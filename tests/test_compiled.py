@@ -18,12 +18,12 @@ from test_step import held_over
 from threadpoolctl import threadpool_info
 
 import dnn
-from backends import base, get_backend
-from backends.compiled import kernels, program, threads
-from backends.compiled.program import OPERATIONS, NotCapturable, Program
-from backends.compiled.recording import recordable
-from backends.compiled.threads import Pool
 from dnn import functional
+from dnn.backends import base, get_backend
+from dnn.backends.compiled import kernels, program, threads
+from dnn.backends.compiled.program import OPERATIONS, NotCapturable, Program
+from dnn.backends.compiled.recording import recordable
+from dnn.backends.compiled.threads import Pool
 from dnn.data import prepare
 from dnn.step import TrainStep
 
@@ -263,7 +263,7 @@ def test_what_cannot_be_moved_is_not_compiled():
 def test_a_step_with_what_is_not_compiled_runs_as_it_is_and_says_so_once(caplog, monkeypatch):
     monkeypatch.setattr(base, "_told", set())
     network = dnn.Network([6, 4, 3], activation="tanh", output="softmax", dtype="float64")
-    with caplog.at_level(logging.WARNING, "backends"):
+    with caplog.at_level(logging.WARNING, "dnn.backends"):
         for _ in range(2):
             network.fit(X, targets("softmax"), epochs=1)
     assert [record.message for record in caplog.records] == [
@@ -278,13 +278,13 @@ def test_a_compiler_that_fails_costs_speed_not_the_training(caplog, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(kernels, "compile_for", broken)
-    with caplog.at_level(logging.WARNING, "backends"):
+    with caplog.at_level(logging.WARNING, "dnn.backends"):
         trained("softmax", dnn.Adam(0.01))
     assert "it cannot be compiled: [Errno 28] No space left on device" in caplog.records[0].message
 
 
 def test_a_backends_own_version_of_a_function_is_not_replaced():
-    from backends.numpy_backend import NumpyBackend
+    from dnn.backends.numpy_backend import NumpyBackend
 
     class Own(NumpyBackend):
         kernels = {"sgd": lambda xp, theta, grad, learning_rate, *, scratch: None}  # noqa: RUF012
@@ -310,7 +310,7 @@ class Plain(dnn.SGD):
 
 def test_an_update_that_is_no_function_of_the_backends_is_not_left_out(caplog, monkeypatch):
     monkeypatch.setattr(base, "_told", set())
-    with caplog.at_level(logging.WARNING, "backends"):
+    with caplog.at_level(logging.WARNING, "dnn.backends"):
         weights, _ = trained("softmax", Plain())
     assert "its update is none that Backend.fused gave" in caplog.records[0].message
     np.testing.assert_allclose(weights, trained("softmax", dnn.SGD(0.01))[0], atol=1e-12)
@@ -366,20 +366,20 @@ def test_in_any_thread_a_run_holds_the_blas_and_the_last_one_gives_it_back():
     ],
 )
 def test_a_numba_that_cannot_be_used_costs_speed_not_the_training(cause, told, caplog, monkeypatch):
-    from backends.numpy_backend import NumpyBackend
+    from dnn.backends.numpy_backend import NumpyBackend
 
     monkeypatch.setattr(base, "_told", set())
     importing = builtins.__import__
 
     def broken(name, *more, **settings):
-        if name == "backends.compiled.program":
+        if name == "dnn.backends.compiled.program":
             raise cause
         return importing(name, *more, **settings)
 
     monkeypatch.setattr(builtins, "__import__", broken)
     backend = NumpyBackend()
     step = lambda: None  # noqa: E731
-    with caplog.at_level(logging.WARNING, "backends"):
+    with caplog.at_level(logging.WARNING, "dnn.backends"):
         assert backend.capture(step) is step
     assert told in caplog.records[0].message and told in backend.facts()["steps"]
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import find_shared
 from course_cases import COSTS, EXPECTED, draws
 
-from backends import Backend, get_backend, use_backend
 from dnn import SGD, Network, course
+from dnn.backends import Backend, get_backend, use_backend
 from dnn.errors import DataError
 
 PRINTED = 5e-9

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dnn
-from backends import Backend
+from dnn.backends import Backend
 from dnn.data import examples, prepare
 from dnn.errors import DataError
 from dnn.step import Forward

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-import backends
-from backends import Backend, BackendUnavailableError
-from backends.numpy_backend import NumpyBackend
+from dnn import backends
+from dnn.backends import Backend, BackendUnavailableError
+from dnn.backends.numpy_backend import NumpyBackend
 from dnn.cli import main
 
 

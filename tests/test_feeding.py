@@ -18,8 +18,8 @@ import standin
 from standin import MAIN, Event, Stream, device
 
 import dnn
-from backends import Backend, base, get_backend
-from backends.cupy_backend import PinnedFeeder
+from dnn.backends import Backend, base, get_backend
+from dnn.backends.cupy_backend import PinnedFeeder
 from dnn.batches import Batches
 from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError

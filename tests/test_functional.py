@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends import Backend, get_backend
 from dnn import functional
+from dnn.backends import Backend, get_backend
 from dnn.outputs import OUTPUTS
 from dnn.step import ACTIVATIONS
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from backends import BackendUnavailableError, get_backend
+from dnn.backends import BackendUnavailableError, get_backend
 
 sys.path.append(str(ROOT / "scripts"))
 

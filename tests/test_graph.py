@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from backends import base
-from backends.cupy_backend import CupyBackend, _Graph
+from dnn.backends import base
+from dnn.backends.cupy_backend import CupyBackend, _Graph
 
 
 class FakeCupy:

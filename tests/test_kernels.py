@@ -16,11 +16,11 @@ from gpp import Gpp
 from ml_dtypes import bfloat16
 
 import dnn
-from backends import Backend
-from backends.kernels import FACTORIES, Elementwise
-from backends.kernels.compiler import FOLDER
-from backends.kernels.products import gemm_arguments
 from dnn import functional
+from dnn.backends import Backend
+from dnn.backends.kernels import FACTORIES, Elementwise
+from dnn.backends.kernels.compiler import FOLDER
+from dnn.backends.kernels.products import gemm_arguments
 from dnn.data import prepare
 from dnn.step import TrainStep
 

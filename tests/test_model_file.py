@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dnn
-from backends import Backend
+from dnn.backends import Backend
 from dnn.errors import DataError, ModelFileError, OutputError
 
 X = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dnn
-from backends import Backend, use_backend
+from dnn.backends import Backend, use_backend
 from dnn.data import examples, prepare
 from dnn.errors import DataError
 from dnn.inference import _batches

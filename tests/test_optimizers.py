@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends import Backend, get_backend
 from dnn import SGD, Adam, Momentum
+from dnn.backends import Backend, get_backend
 from dnn.optimizers import OPTIMIZERS
 from dnn.parameters import Parameters
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dnn
-from backends import Backend, get_backend
+from dnn.backends import Backend, get_backend
 from dnn.errors import DataError
 from dnn.initializers import INITIALIZERS, initial_weights
 from dnn.parameters import Parameters

@@ -12,9 +12,9 @@ from ml_dtypes import bfloat16
 from standin import device
 
 import dnn
-from backends import Backend, get_backend
-from backends.cupy_backend import CupyBackend, _precisions, _Products
 from dnn import functional
+from dnn.backends import Backend, get_backend
+from dnn.backends.cupy_backend import CupyBackend, _precisions, _Products
 from dnn.cli import main
 from dnn.data import prepare
 from dnn.memory import GB, training_bytes

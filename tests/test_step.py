@@ -11,7 +11,7 @@ import pytest
 from standin import device
 
 import dnn
-from backends import Backend, get_backend
+from dnn.backends import Backend, get_backend
 from dnn.data import prepare
 from dnn.optimizers import Update
 from dnn.step import ACTIVATIONS, TrainStep

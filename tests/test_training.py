@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import dnn
-from backends import Backend, get_backend
 from dnn import training
+from dnn.backends import Backend, get_backend
 from dnn.errors import DataError, NonFiniteLossError
 from dnn.step import TrainStep
 

@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from backends.compiled.machine import IS_X86
+from dnn.backends.compiled.machine import IS_X86
 
 KIND, WHOSE, M, N, K, FLAG, AT = range(7)
 """The columns of the table; from AT on, addresses."""

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, log_once
-from backends.compiled import kernels
-from backends.compiled.kernels import FIRST, ROWS, THETA, UNITS
-from backends.compiled.recording import recorded
+from dnn.backends.base import Array, log_once
+from dnn.backends.compiled import kernels
+from dnn.backends.compiled.kernels import FIRST, ROWS, THETA, UNITS
+from dnn.backends.compiled.recording import recorded
 
 FEW_ROWS = 32
 """A thread's rows, below which it rather takes some units of all rows: a product's inner loop needs rows to reuse W."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.compiled.machine import blas_threads, gemm_address, waiting_addresses
+from dnn.backends.compiled.machine import blas_threads, gemm_address, waiting_addresses
 
 if TYPE_CHECKING:
-    from backends.compiled.program import Program
+    from dnn.backends.compiled.program import Program
 
 
 def number_of_threads(given: int | None = None) -> int:
@@ -82,7 +82,7 @@ class Pool:
 
     def bound(self, program: Program) -> tuple[Callable[..., None], tuple[Any, ...], Any]:
         """What runs the program on these threads, its arguments, and what must be kept as long."""
-        from backends.compiled import kernels
+        from dnn.backends.compiled import kernels
 
         if self.of_a_run and 1 not in self._held:
             self._hold(1)
@@ -117,7 +117,7 @@ class Pool:
         """End the threads, and give the BLAS its own back."""
         try:
             if self._helpers:
-                from backends.compiled import kernels
+                from dnn.backends.compiled import kernels
 
                 kernels.stop(self._sync)
                 for helper in self._helpers:

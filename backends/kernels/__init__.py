@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from backends.kernels import activations, batches, losses, precision, products, updates
-from backends.kernels.compiler import Compiler, Elementwise
+from dnn.backends.kernels import activations, batches, losses, precision, products, updates
+from dnn.backends.kernels.compiler import Compiler, Elementwise
 
 __all__ = ["FACTORIES", "Compiler", "Elementwise"]
 

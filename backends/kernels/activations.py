@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backends.base import Array
-from backends.kernels.compiler import Compiler, Elementwise
+from dnn.backends.base import Array
+from dnn.backends.kernels.compiler import Compiler, Elementwise
 
 # of z, the product plus the bias; max(0, nan) is nan, as NumPy has it
 _FORWARD = {

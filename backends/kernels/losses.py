@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array
-from backends.kernels.compiler import Compiler, Elementwise
+from dnn.backends.base import Array
+from dnn.backends.kernels.compiler import Compiler, Elementwise
 
 THREADS = 128
 """Of a block; rows.cu holds the same number."""

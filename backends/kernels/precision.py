@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backends.base import Array
-from backends.kernels.compiler import Compiler, Elementwise
+from dnn.backends.base import Array
+from dnn.backends.kernels.compiler import Compiler, Elementwise
 
 
 def cast(compiler: Compiler) -> Callable[..., None]:

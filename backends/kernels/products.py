@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backends.base import Array
-from backends.kernels.compiler import Compiler
+from dnn.backends.base import Array
+from dnn.backends.kernels.compiler import Compiler
 
 
 def gemm_arguments(a: Array, b: Array, out: Array) -> tuple[int, int, int, int, int, Array, int, Array, int, int]:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from backends import BackendUnavailableError
 from dnn import __version__, errors
+from dnn.backends import BackendUnavailableError
 from dnn.cli import doctor, evaluate, predict, train
 from dnn.cli.common import show
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _log(quiet: bool) -> Iterator[None]:
     """Quiet: nothing that the backends log short of an error."""
-    log = logging.getLogger("backends")
+    log = logging.getLogger("dnn.backends")
     before = log.level
     log.setLevel(logging.ERROR if quiet else before)
     try:

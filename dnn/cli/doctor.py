@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import backends
-from backends import Backend, BackendUnavailableError, get_backend
-from dnn import __version__
+from dnn import __version__, backends
+from dnn.backends import Backend, BackendUnavailableError, get_backend
 from dnn.cli.common import show
 from dnn.network import Network
 from dnn.optimizers import Adam

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends import Array, Backend, backend_of, get_backend
+from dnn.backends import Array, Backend, backend_of, get_backend
 from dnn.errors import DataError
 
 if TYPE_CHECKING:

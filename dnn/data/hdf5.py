@@ -14,7 +14,7 @@ from os import PathLike, fspath
 from types import TracebackType
 from typing import Any
 
-from backends import BackendUnavailableError
+from dnn.backends import BackendUnavailableError
 from dnn.errors import DataError, DnnError
 
 _LFS = b"version https://git-lfs"
