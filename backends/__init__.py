@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
+from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once, use_compiled_steps
 
 __all__ = [
     "Array",
@@ -21,9 +21,11 @@ __all__ = [
     "available_backends",
     "backend_of",
     "get_backend",
+    "log_once",
     "register",
     "registered",
     "use_backend",
+    "use_compiled_steps",
 ]
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dnn.backends.plan import Plan
 
 Array = Any
 """An array of any backend: `numpy.ndarray`, `cupy.ndarray`, ..."""
@@ -25,6 +30,36 @@ def log_once(message: str) -> None:
         logging.getLogger("dnn.backends").warning(message)
 
 
+_compiled_steps: bool | None = None
+
+
+def compiled_steps() -> bool:
+    """Whether steps are to be compiled where they can be: what `use_compiled_steps` or DNN_COMPILED says, else yes."""
+    if _compiled_steps is not None:
+        return _compiled_steps
+    return os.environ.get("DNN_COMPILED", "").strip().lower() not in ("0", "no", "off", "false")
+
+
+class use_compiled_steps:
+    """Compile steps from here on, or run them operation by operation; as a context manager, until its end.
+
+    None goes back to what the environment variable DNN_COMPILED says (0: operation by operation).
+    """
+
+    def __init__(self, enabled: bool | None) -> None:
+        global _compiled_steps
+        self._before, _compiled_steps = _compiled_steps, enabled
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _compiled_steps
+        _compiled_steps = self._before
+
+
 class BackendUnavailableError(RuntimeError):
     """The backend asked for is unknown, or cannot be used on this machine."""
 
@@ -32,9 +67,8 @@ class BackendUnavailableError(RuntimeError):
 class Feeder:
     """Rows of an array on the host, batch after batch, on the device.
 
-    `put` names the rows of a batch to come, `batch` gives the oldest put; at most AHEAD may be put and not yet given. A
-    backend whose device copies while it computes begins at `put`; here, where any backend can, it is all done in
-    `batch`.
+    `enqueue` names the rows of a batch to come, `batch` gives the oldest of them; at most AHEAD may wait. A backend
+    whose device copies while it computes begins at `enqueue`; here, where any backend can, it is all done in `batch`.
     """
 
     AHEAD = 2
@@ -44,7 +78,7 @@ class Feeder:
         self._source = source
         self._rows: deque[np.ndarray] = deque()
 
-    def put(self, rows: np.ndarray) -> None:
+    def enqueue(self, rows: np.ndarray) -> None:
         self._rows.append(rows)
 
     @contextmanager
@@ -53,7 +87,7 @@ class Feeder:
         yield self._backend.asarray(self._source[self._rows.popleft()])
 
     def drain(self) -> None:
-        """Wait for what is being copied, and forget what was put and not given."""
+        """Wait for what is being copied, and forget what still waits."""
         self._rows.clear()
 
 
@@ -62,12 +96,11 @@ class Backend(ABC):
 
     `xp` is the array module that the mathematics is written in. Everything that the array libraries
     do differently (making arrays, moving them, waiting) is a method here; what they do alike is
-    called on `xp`. `kernels` are this backend's own versions of functions that are written in `xp`.
+    called on `xp`.
     """
 
     name: str
     xp: Any
-    kernels: Mapping[str, Callable[..., None]] = {}
     precisions: Mapping[str, np.dtype] = {}
     """What a training step of a float32 network can compute in besides, by name, with the dtype of its arrays."""
 
@@ -104,21 +137,35 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> np.ndarray:
         """`array` on the host. It waits for the work that makes it; a NumPy array comes back as it is."""
 
-    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
-        """This backend's own version of `function`, looked up by its name, or `function` itself.
+    def product(self, precision: str | None) -> Callable[[Array, Array, Array], object]:
+        """out = a b, called with (a, b, out): matrices, each C- or F-contiguous, out C-contiguous.
 
-        Both have one signature and one effect: `function`, written in `xp`, is the specification of the other.
-        `precision` is one of `precisions`: with tf32 the products in it may round what they multiply.
+        `precision` is one of `precisions`: with tf32 what is multiplied may be rounded.
         """
-        return self.kernels.get(function.__name__, function)
+        return self.xp.dot
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What does the same as `step`, faster where the machine can record and replay it, or `step` itself.
+    def take(self, source: Array, rows: Array, out: Array) -> None:
+        """out_i = source[rows_i]. rows within source."""
+        self.xp.take(source, rows, axis=0, out=out)
 
-        A step that is to be captured works in the same buffers every time, allocates nothing and waits for nothing. All
-        that it does to arrays, it does by functions that `fused` gave: what does not pass through one is not recorded.
+    def compile(self, plan: Plan) -> Callable[[], None]:
+        """The plan as something to call, as fast as this machine runs it. Missing buffers are allocated.
+
+        In a run (`stream`) it is for that run's threads, or its queue.
         """
-        return step
+        return self.run_stepwise(plan)
+
+    def run_stepwise(self, plan: Plan) -> Callable[[], None]:
+        """The plan as something to call, operation by operation: nothing to prepare, for what runs a few times."""
+        from dnn.backends.plan.stepwise import Stepwise
+
+        return Stepwise(plan, self)
+
+    def plan_bytes(self, plan: Plan) -> int:
+        """The memory that `compile` allocates for the plan."""
+        from dnn.backends.plan.stepwise import temporary_bytes
+
+        return temporary_bytes(plan, self)
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         """What brings batches of up to `batch_size` rows of `source`, an array on the host, to the device."""

@@ -7,17 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once
-from dnn.backends.kernels import FACTORIES, Elementwise
-from dnn.backends.kernels.compiler import FOLDER
-from dnn.backends.kernels.products import gemm_arguments
+from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, compiled_steps, log_once
+from dnn.backends.cublas import Products
 
-_CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
-"""cudaDataType_t, from CUDA's library_types.h."""
+if TYPE_CHECKING:
+    from dnn.backends.plan import Plan
 
 _WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
 
@@ -27,17 +25,11 @@ class CupyBackend(Backend):
 
     def __init__(self) -> None:
         self.xp = _usable_cupy()
-        # a stream a thread: what another one launches must not come into the graph that this one records
+        # a stream a thread: what another one launches must not come into the graph that this one captures
         self._of_thread = threading.local()
-        products = _own_products(self.xp)
-        self._capturable = products is not None
-        compiler = _CupyCompiler(self.xp, products or self._cupys_product)
-        self.kernels = {name: factory(compiler) for name, factory in FACTORIES.items()}
-        self.precisions = _precisions(self.xp) if products else {}
-        if products:
-            # compiled when first used, so not at all where nobody asks for tf32
-            compiler = _CupyCompiler(self.xp, products.tf32)
-            self._tf32 = {name: factory(compiler) for name, factory in FACTORIES.items()}
+        self._temporaries = self.xp.cuda.MemoryPool()
+        self._products = _own_products(self.xp)
+        self.precisions = _precisions(self.xp) if self._products else {}
 
     @property
     def device(self) -> str:
@@ -63,7 +55,7 @@ class CupyBackend(Backend):
             "CuPy": cupy.__version__,
             "CUDA": f"{_version(runtime.runtimeGetVersion())}, driver for {_version(runtime.driverGetVersion())}",
             "kernel cache": cache,
-            "steps": "replayed as CUDA graphs" if self._capturable else "eager: install nvmath-python",
+            "steps": "replayed as CUDA graphs" if self._products else "eager: install nvmath-python",
             "precisions": ", ".join(["float32", "float64", *self.precisions]),
         }
 
@@ -85,15 +77,17 @@ class CupyBackend(Backend):
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()
 
-    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
-        kernels = self._tf32 if precision == "tf32" else self.kernels
-        return kernels.get(function.__name__, function)
+    def product(self, precision: str | None) -> Callable[[Array, Array, Array], object]:
+        if self._products is None:
+            return self.xp.dot
+        return self._products.tf32 if precision == "tf32" else self._products
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        return _Graph(self.xp, step) if self._capturable else step
-
-    def _cupys_product(self, a: Array, b: Array, out: Array) -> None:
-        self.xp.dot(a, b, out=out)
+    def compile(self, plan: Plan) -> Callable[[], None]:
+        """Operation by operation, captured as a CUDA graph where products can be."""
+        step = self.run_stepwise(plan)
+        if self._products is None or not compiled_steps():
+            return step
+        return _Graph(self.xp, step, self._temporaries.malloc)
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         from cupyx import empty_pinned
@@ -128,11 +122,11 @@ class PinnedFeeder(Feeder):
         self._copies = cupy.cuda.Stream(non_blocking=True)
         shape = (batch_size, *source.shape[1:])
         self._buffers = [_Buffer(cupy, empty_pinned(shape, source.dtype), shape) for _ in range(self.AHEAD)]
-        self._put = self._given = 0
+        self._enqueued = self._given = 0
 
-    def put(self, rows: np.ndarray) -> None:
-        buffer = self._buffers[self._put % self.AHEAD]
-        self._put += 1
+    def enqueue(self, rows: np.ndarray) -> None:
+        buffer = self._buffers[self._enqueued % self.AHEAD]
+        self._enqueued += 1
         buffer.copied.synchronize()
         buffer.rows = len(rows)
         host = buffer.pinned[: buffer.rows]
@@ -153,7 +147,7 @@ class PinnedFeeder(Feeder):
     def drain(self) -> None:
         # else the buffers might go back to their pools, and on to the next owner, while a copy still runs
         self._copies.synchronize()
-        self._given = self._put
+        self._given = self._enqueued
 
 
 class _Buffer:
@@ -169,13 +163,18 @@ class _Buffer:
 
 
 class _Graph:
-    """A step that runs twice as it is (kernels are compiled, libraries set up), is then recorded, and then replayed."""
+    """A step that is run twice as it is (kernels are compiled, libraries set up), then captured, and then replayed.
+
+    A graph keeps the addresses of its arrays. CuPy's reductions take temporary ones, so these come from an allocator
+    that nothing else uses: memory of the common pool would be given to somebody else, and overwritten by every replay.
+    """
 
     WARM_UP = 2
 
-    def __init__(self, cupy: Any, step: Callable[[], None]) -> None:
+    def __init__(self, cupy: Any, step: Callable[[], None], allocator: Callable[[int], Any]) -> None:
         self._cupy = cupy
         self._step = step
+        self._allocator = allocator
         self._runs = 0
         self._graph: Any = None
 
@@ -185,130 +184,42 @@ class _Graph:
             return
         self._runs += 1
         stream = self._cupy.cuda.get_current_stream()
-        if self._runs == self.WARM_UP + 1 and stream.ptr != 0:  # the null stream cannot be recorded
-            self._graph = self._recorded(stream)
+        if self._runs == self.WARM_UP + 1 and stream.ptr != 0:  # the null stream cannot be captured
+            self._graph = self._captured(stream)
         if self._graph is not None:
             self._graph.launch()
         else:
+            self._run()
+
+    def _run(self) -> None:
+        with self._cupy.cuda.using_allocator(self._allocator):
             self._step()
 
-    def _recorded(self, stream: Any) -> Any:
-        stream.begin_capture()
+    def _captured(self, stream: Any) -> Any:
+        """The graph; None where the step cannot be captured."""
         try:
-            self._step()
-            return stream.end_capture()
-        except BaseException as error:
-            with suppress(Exception):
-                stream.end_capture()
-            if not isinstance(error, Exception):  # Ctrl-C
-                raise
+            return self._capture(stream)
+        except Exception as error:
             # whatever it is, the step runs as well without
-            log_once(f"this step cannot be recorded as a CUDA graph, it runs eagerly: {error}")
+            log_once(f"this step cannot be captured as a CUDA graph, it runs eagerly: {error}")
             return None
 
+    def _capture(self, stream: Any) -> Any:
+        stream.begin_capture()
+        try:
+            self._run()
+        except BaseException:
+            with suppress(Exception):
+                stream.end_capture()
+            raise
+        return stream.end_capture()
 
-class _Products:
-    """Products by a cuBLAS handle of our own: CuPy refuses to use its own while a graph is recorded."""
 
-    WORKSPACE = 32 * 2**20
-
-    def __init__(self, cupy: Any) -> None:
+def _own_products(cupy: Any) -> Products | None:
+    try:
         from nvmath.bindings import cublas
 
-        self._cupy = cupy
-        self._set_stream, self._set_workspace = cublas.set_stream, cublas.set_workspace
-        self._handle = cublas.create()
-        # one a stream, allocated at its first product and kept: a graph holds the address
-        self._workspaces: dict[int, Array] = {}
-        self._stream: int | None = None
-        self._lock = threading.Lock()
-        # sums in 16 bits are left out: those of a product's parts too
-        cublas.set_math_mode(self._handle, cublas.Math.DISALLOW_REDUCED_PRECISION_REDUCTION)
-        compute = cublas.ComputeType
-
-        def gemm_in(data_type: int, compute_type: int) -> Callable[..., None]:
-            def gemm(*given: Any) -> None:
-                *ops_and_sizes, one, first, first_ld, second, second_ld, zero, out, out_ld = given
-                a, b, c = (first, data_type, first_ld), (second, data_type, second_ld), (out, data_type, out_ld)
-                cublas.gemm_ex(*ops_and_sizes, one, *a, *b, zero, *c, compute_type, cublas.GemmAlgo.DEFAULT)
-
-            return gemm
-
-        # by dtype.char: float32, float64, float16, bfloat16; and tf32
-        self._gemms: dict[str, tuple[Any, np.ndarray, np.ndarray]] = {}
-        for name, gemm, factors in (
-            ("f", cublas.sgemm, np.float32),
-            ("d", cublas.dgemm, np.float64),
-            ("tf32", gemm_in(_CUDA_R_32F, compute.COMPUTE_32F_FAST_TF32), np.float32),
-            ("e", gemm_in(_CUDA_R_16F, compute.COMPUTE_32F), np.float32),
-            ("E", gemm_in(_CUDA_R_16BF, compute.COMPUTE_32F), np.float32),
-        ):
-            self._gemms[name] = (gemm, np.ones(1, factors), np.zeros(1, factors))
-
-    def __call__(self, a: Array, b: Array, out: Array) -> None:
-        self._product(out.dtype.char, a, b, out)
-
-    def tf32(self, a: Array, b: Array, out: Array) -> None:
-        """Float32 matrices are rounded to TF32 where they are multiplied; a product with ones, db, stays exact."""
-        self._product("tf32" if out.dtype.char == "f" and a.ndim == 2 else out.dtype.char, a, b, out)
-
-    def _product(self, kind: str, a: Array, b: Array, out: Array) -> None:
-        gemm, one, zero = self._gemms[kind]
-        first_op, second_op, m, n, k, first, first_ld, second, second_ld, out_ld = gemm_arguments(a, b, out)
-        with self._lock:
-            stream = self._cupy.cuda.get_current_stream().ptr
-            if stream != self._stream:
-                self._set_stream(self._handle, stream)
-                # cuBLAS goes back to a workspace of its own whenever the stream changes
-                if stream not in self._workspaces:
-                    self._workspaces[stream] = self._cupy.empty(self.WORKSPACE, np.uint8)
-                self._set_workspace(self._handle, self._workspaces[stream].data.ptr, self.WORKSPACE)
-                self._stream = stream
-            gemm(
-                self._handle,
-                first_op,
-                second_op,
-                m,
-                n,
-                k,
-                one.ctypes.data,
-                first.data.ptr,
-                first_ld,
-                second.data.ptr,
-                second_ld,
-                zero.ctypes.data,
-                out.data.ptr,
-                out_ld,
-            )
-
-
-class _CupyCompiler:
-    """Kernels are compiled at their first launch, and kept in CuPy's cache folder."""
-
-    def __init__(self, cupy: Any, dot: Callable[[Array, Array, Array], None]) -> None:
-        self._cupy = cupy
-        self.dot = dot
-
-    def elementwise(self, kernel: Elementwise) -> Callable[..., Any]:
-        return self._cupy.ElementwiseKernel(kernel.inputs, kernel.outputs, kernel.operation, f"dnn_{kernel.name}")
-
-    def cuda(self, file: str, function: str) -> Callable[..., Any]:
-        names = {np.dtype(np.float32): f"{function}<float>", np.dtype(np.float64): f"{function}<double>"}
-        source = (FOLDER / file).read_text()
-        module = self._cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=tuple(names.values()))
-        functions: dict[Any, Any] = {}
-
-        def launch(dtype: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-            if dtype not in functions:
-                functions[dtype] = module.get_function(names[dtype])
-            functions[dtype]((blocks,), (threads,), arguments)
-
-        return launch
-
-
-def _own_products(cupy: Any) -> _Products | None:
-    try:
-        return _Products(cupy)
+        return Products(cupy, cublas)
     except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
         log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
         return None

@@ -15,44 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnn.backends.base import Array, Backend, log_once
-from dnn.backends.compiled.machine import gemm_address
-from dnn.backends.compiled.recording import recordable
-from dnn.backends.compiled.threads import Pool, number_of_threads
+from dnn.backends.base import Array, Backend, compiled_steps, log_once
+from dnn.backends.codegen.threads import available_cores, blas, number_of_threads
 
 if TYPE_CHECKING:
-    from dnn.backends.compiled.program import Program
-
-SPECIFICATIONS = "dnn.functional"
-"""The module whose functions the compiled operations are versions of."""
+    from dnn.backends.codegen.cpu import CompiledPlan
+    from dnn.backends.codegen.runtime import Pool
+    from dnn.backends.plan import Plan
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
 
 
-def gather(xp: Any, source: Array, rows: Array, scale: Any, *, out: Array, scratch: Array) -> None:
-    """dnn.functional.gather."""
-    # mode="clip": the default buffers a whole copy of what it writes, to leave it untouched if a row is wrong
-    source.take(rows, axis=0, out=scratch, mode="clip")
-    if scale is not None:
-        np.multiply(scratch, scale, out=out)
-    elif scratch is not out:
-        out[...] = scratch
-
-
 class NumpyBackend(Backend):
     name = "numpy"
     xp = np
-    kernels = {"gather": gather}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self._run = threading.local()
-        self._compiles = find_spec("numba") is not None and gemm_address(np.float32) is not None
-        self._why_not = "no product of its BLAS is known that compiled programs could call"
+        self._of_thread = threading.local()
+        self._cannot_compile: str | None = None if find_spec("llvmlite") else "llvmlite is not installed"
+        self._compiler_works = False
 
     @property
     def device(self) -> str:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = available_cores()
         return f"CPU ({platform.machine()}, {cores} core{'s' if cores != 1 else ''})"
 
     def memory(self) -> tuple[int, int]:
@@ -69,75 +55,77 @@ class NumpyBackend(Backend):
         return 1024 * available, page * total
 
     def facts(self) -> dict[str, str]:
-        self._import_compiler()
         dependencies = np.show_config(mode="dicts")["Build Dependencies"]
         blas = dependencies["blas"]
-        steps = "operation by operation"
-        if find_spec("numba") is None:
-            steps += ": pip install 'dnn[fast]' for compiled programs"
-        elif not self._compiles:
-            steps += f": {self._why_not}"
+        if self.compiles():
+            steps = f"compiled by llvmlite {version('llvmlite')}"
+        elif find_spec("llvmlite") is None:
+            steps = "operation by operation: install llvmlite (the extra fast) for compiled steps"
+        else:
+            steps = f"operation by operation: {self._cannot_compile or 'DNN_COMPILED says so'}"
         return {
             "NumPy": np.__version__,
             "BLAS": f"{blas['name']} {blas['version']}",
             "threads": str(number_of_threads()),
-            "steps": f"compiled by Numba {version('numba')}" if self._compiles else steps,
+            "steps": steps,
         }
 
-    def fused(self, function: Callable[..., None], precision: str | None = None) -> Callable[..., None]:
-        own, name = super().fused(function), function.__name__
-        if not self._compiles:
-            return own
-        # compiled is what the specification says: another function, or another version of it than ours, may do other
-        ours = own in (function, NumpyBackend.kernels.get(name)) and function.__module__ == SPECIFICATIONS
-        return recordable(name if ours else f"{name} of {own.__module__}", own)
+    def take(self, source: Array, rows: Array, out: Array) -> None:
+        # mode="clip": the default buffers a whole copy of what it writes, to leave it untouched if a row is wrong
+        source.take(rows, axis=0, out=out, mode="clip")
 
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """The step as a compiled program, where Numba is there and knows all that the step does."""
-        pool = self.pool()
-        if pool.uncompiled or not self._import_compiler():
-            return step
-        from dnn.backends.compiled.program import NotCapturable, Program
+    def compile(self, plan: Plan) -> Callable[[], None]:
+        """Machine code on the run's threads, where llvmlite is there; else operation by operation."""
+        if not self.compiles():
+            return self.run_stepwise(plan)
+        from dnn.backends.codegen.cpu import CompiledPlan
 
-        try:
-            return _Compiled(self, Program(step, pool.threads))
-        except NotCapturable as cause:
-            pool.uncompiled = pool.of_a_run
-            log_once(f"this step runs uncompiled: {cause}")
-            return step
+        return _Compiled(self, CompiledPlan(plan, self._threads(), self.zeros))
 
-    def _import_compiler(self) -> bool:
-        """Whether steps can be compiled; the first time, by trying."""
-        if self._compiles:
+    def plan_bytes(self, plan: Plan) -> int:
+        if not self.compiles():
+            return super().plan_bytes(plan)
+        from dnn.backends.codegen.cpu import CompiledPlan
+
+        return CompiledPlan(plan, self._threads(), None).nbytes
+
+    def compiles(self) -> bool:
+        """Whether steps are to be compiled and can be; the first time, by trying."""
+        if self._cannot_compile is None and compiled_steps() and not self._compiler_works:
             try:
-                import dnn.backends.compiled.program  # noqa: F401
-            except Exception as cause:  # a Numba that does not fit this NumPy; no place for its cache
-                self._compiles, self._why_not = False, f"Numba cannot be used: {cause}"
-                if "no locator" in self._why_not:
-                    self._why_not += " (set NUMBA_CACHE_DIR to a folder that can be written)"
-                log_once(f"steps run uncompiled: {self._why_not}")
-        return self._compiles
+                from dnn.backends.codegen.blas import gemm_address, product_address
+
+                if gemm_address(np.float32) is None:
+                    self._cannot_compile = "NumPy's BLAS has no product of a known form that compiled code could call"
+                else:
+                    product_address(np.float32)
+                    self._compiler_works = True
+            except Exception as cause:  # an llvmlite that does not fit this machine or Python
+                self._cannot_compile = f"llvmlite cannot be used: {cause}"
+            if self._cannot_compile:
+                log_once(f"steps run operation by operation: {self._cannot_compile}")
+        return self._cannot_compile is None and compiled_steps()
 
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
-        """One run's threads: `threads`, else DNN_NUM_THREADS, else one a core."""
-        asked = threads is not None or "DNN_NUM_THREADS" in os.environ
-        number = number_of_threads(threads)
-        outside = getattr(self._run, "pool", None)
-        self._run.pool = pool = outside or Pool(number, limited=number if asked else None)
+        """One run's threads: `threads`, else what the environment says (see `number_of_threads`), else one a core."""
+        outside = getattr(self._of_thread, "run", None)
+        run = outside or _Run(number_of_threads(threads))
+        self._of_thread.run = run
         try:
-            yield pool
+            yield run
         finally:
-            self._run.pool = outside
+            self._of_thread.run = outside
             if outside is None:
-                pool.stop()
+                run.stop()
 
-    def pool(self) -> Pool:
-        """The threads of the run that this thread is in; outside of one, itself alone."""
-        pool = getattr(self._run, "pool", None) or getattr(self._run, "alone", None)
-        if pool is None:
-            pool = self._run.alone = Pool(1, of_a_run=False)
-        return pool
+    def current_run(self) -> _Run | None:
+        """The run that this thread is in."""
+        return getattr(self._of_thread, "run", None)
+
+    def _threads(self) -> int:
+        run = self.current_run()
+        return 1 if run is None else run.threads
 
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic))
@@ -155,20 +143,55 @@ class NumpyBackend(Backend):
         return np.asarray(array)
 
 
-class _Compiled:
-    """A step as a program, on the threads of the run that it is called in."""
+class _Run:
+    """The threads of one run: a pool for compiled plans, and the hold on the BLAS's own."""
 
-    def __init__(self, backend: NumpyBackend, program: Program) -> None:
-        self._backend = backend
-        self._program = program
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._pool: Pool | None = None
+        self._held: list[int] = []
+        self.hold_blas(threads)
+
+    def hold_blas(self, threads: int) -> None:
+        if threads not in self._held:
+            blas.hold(threads)
+            self._held.append(threads)
+
+    @property
+    def pool(self) -> Pool:
+        if self._pool is None:
+            from dnn.backends.codegen.runtime import Pool
+
+            self._pool = Pool(self.threads)
+        return self._pool
+
+    def stop(self) -> None:
+        try:
+            if self._pool is not None:
+                self._pool.stop()
+        finally:
+            while self._held:
+                blas.release(self._held.pop())
+
+
+class _Compiled:
+    """A compiled plan, on the threads of the run that it is called in; outside of one on the calling thread alone."""
+
+    def __init__(self, backend: NumpyBackend, plan: CompiledPlan) -> None:
+        self._backend, self.plan = backend, plan
+        self._run: _Run | None = None
+        self._call: Callable[[], None] | None = None
 
     def __call__(self) -> None:
-        pool = self._backend.pool()
-        if pool is not self._pool:
-            self._pool = pool
-            self._run, self._arguments, self._held = pool.bound(self._program)
-        self._run(*self._arguments)
+        run = self._backend.current_run()
+        if run is not self._run or self._call is None:
+            from dnn.backends.codegen.runtime import Pool
+
+            if run is not None:
+                run.hold_blas(1)  # each thread of a program multiplies for itself
+            self._run, self._pool = run, Pool(1) if run is None else run.pool
+            self._call = self._pool.bind(self.plan.program)
+        self._call()
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

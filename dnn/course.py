@@ -22,7 +22,8 @@ from dnn.errors import DataError
 from dnn.initializers import initial_weights
 from dnn.network import Network
 from dnn.optimizers import SGD
-from dnn.step import TrainStep
+from dnn.state import TrainingState
+from dnn.step import IN_PLACE, TRAIN, Step
 
 Cache = tuple[Any, ...]
 Parameters = dict[str, Array]
@@ -52,18 +53,14 @@ def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 3) -> Para
 def sigmoid(Z: Array) -> tuple[Array, Array]:
     """A = σ(Z) = 1 / (1 + exp(−Z)), and the cache Z. Any shape."""
     backend, (Z,) = _arrays(Z=Z)
-    A = backend.empty(Z.shape, Z.dtype)
     with np.errstate(over="ignore"):
-        functional.sigmoid(backend.xp, Z, out=A)
-    return A, Z
+        return functional.sigmoid(backend.xp, Z), Z
 
 
 def relu(Z: Array) -> tuple[Array, Array]:
     """A = max(0, Z), and the cache Z. Any shape."""
     backend, (Z,) = _arrays(Z=Z)
-    A = backend.empty(Z.shape, Z.dtype)
-    functional.relu(backend.xp, Z, out=A)
-    return A, Z
+    return functional.relu(backend.xp, Z), Z
 
 
 def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, Cache]:
@@ -71,9 +68,7 @@ def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, Cache]:
     cache = (A, W, b)
     backend, (A, W, b) = _arrays(A=A, W=W, b=b)
     _check_linear(A, W, b)
-    Z, scratch = (backend.empty((A.shape[1], W.shape[0]), W.dtype) for _ in range(2))
-    functional.linear_forward(backend.xp, A.T, W, b.reshape(-1), out=Z, scratch=scratch)
-    return Z.T, cache
+    return functional.linear_forward(backend.xp, A.T, W, b.reshape(-1)).T, cache
 
 
 def linear_activation_forward(A_prev: Array, W: Array, b: Array, activation: str) -> tuple[Array, Cache]:
@@ -125,7 +120,7 @@ def sigmoid_backward(dA: Array, cache: Array) -> Array:
     backend, (dA, Z) = _arrays(dA=dA, Z=cache)
     _check_same_shape("dA", dA, "the cached Z", Z)
     A, _ = sigmoid(Z)
-    return _activation_backward(backend, functional.sigmoid_backward, dA, A)
+    return functional.sigmoid_backward(backend.xp, dA, A)
 
 
 def relu_backward(dA: Array, cache: Array) -> Array:
@@ -133,7 +128,7 @@ def relu_backward(dA: Array, cache: Array) -> Array:
     backend, (dA, Z) = _arrays(dA=dA, Z=cache)
     _check_same_shape("dA", dA, "the cached Z", Z)
     A, _ = relu(Z)
-    return _activation_backward(backend, functional.relu_backward, dA, A)
+    return functional.relu_backward(backend.xp, dA, A)
 
 
 def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
@@ -141,17 +136,11 @@ def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
     A_prev, W, b = cache
     backend, (dZ, A_prev, W, b) = _arrays(dZ=dZ, A_prev=A_prev, W=W, b=b)
     _check_linear(A_prev, W, b, "A_prev")
-    (n, n_prev), m = W.shape, A_prev.shape[1]
+    n, m = W.shape[0], A_prev.shape[1]
     if tuple(dZ.shape) != (n, m):
         raise DataError(f"dZ: expected shape {(n, m)}, the units of W {W.shape} by the examples, got {tuple(dZ.shape)}")
-    dA_prev = backend.empty((m, n_prev), W.dtype)
-    dW, db = backend.empty((n, n_prev), W.dtype), backend.empty(n, W.dtype)
-    ones = backend.empty(m, W.dtype)
-    ones.fill(1)
-    functional.linear_backward(backend.xp, dZ.T, A_prev.T, W, ones, dW=dW, db=db, dA_prev=dA_prev)
-    dW *= 1 / m
-    db *= 1 / m
-    return dA_prev.T, dW, db.reshape(n, 1)
+    dA_prev, dW, db = functional.linear_backward(backend.xp, dZ.T, A_prev.T, W)
+    return dA_prev.T, dW * (1 / m), (db * (1 / m)).reshape(n, 1)
 
 
 def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tuple[Array, Array, Array]:
@@ -191,8 +180,7 @@ def update_parameters(parameters: Parameters, grads: dict[str, Array], learning_
     for name, value in parameters.items():
         backend, (value, grad) = _arrays(**{name: value, f"d{name}": grads[f"d{name}"]})
         _check_same_shape(name, value, f"d{name}", grad)
-        updated[name], scratch = value.copy(), backend.empty(value.shape, value.dtype)
-        functional.sgd(backend.xp, updated[name], grad, learning_rate, scratch=scratch)
+        updated[name] = functional.sgd(backend.xp, value, grad, learning_rate)
     return updated
 
 
@@ -288,14 +276,15 @@ def _model(
         raise DataError(f"Y: expected shape (1, {m}), a label for every column of X, got {tuple(Y.shape)}")
     network = Network(layers_dims, initializer=initializer, seed=1, dtype=X.dtype, backend=backend.name)
     examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
-    step = TrainStep(network, SGD(learning_rate).bind(network.parameters), examples, m, in_place=True)
+    state = TrainingState(SGD(learning_rate), network.parameters)
+    step = Step(network, examples, m, TRAIN, IN_PLACE, state.optimizer, state.arrays)
     costs = []
     with backend.stream(), np.errstate(over="ignore", invalid="ignore"):
-        run = backend.capture(step)
+        step.compile()
         for i in range(num_iterations):
-            run()
+            step()
             if i % 100 == 0 or i == num_iterations - 1:
-                costs.append(float(backend.to_numpy(step.output.loss)[0]))
+                costs.append(float(backend.to_numpy(step.loss)[0]))
                 if print_cost:
                     print(f"Cost after iteration {i}: {costs[-1]}")
     parameters = {}
@@ -324,12 +313,6 @@ def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
     floating = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
     dtype = np.result_type(*floating) if floating else np.dtype(np.float64)
     return backend, [array.astype(dtype, copy=False) for array in arrays.values()]
-
-
-def _activation_backward(backend: Backend, backward: Any, dA: Array, A: Array) -> Array:
-    dZ, scratch = (backend.empty(A.shape, A.dtype) for _ in range(2))
-    backward(backend.xp, dA, A, out=dZ, scratch=scratch)
-    return dZ
 
 
 def _number_of_layers(parameters: Parameters) -> int:

@@ -1,31 +1,38 @@
-"""What a training takes of the device's memory, reckoned before it is taken."""
+"""What a training takes of the device's memory, known before it is taken: the plans of its steps, built but not run."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from dnn.backends import Array, Feeder, log_once
+from dnn.backends.plan.stepwise import temporary_bytes
+from dnn.batches import is_loaded, loaded, loading_plan
 from dnn.data import Examples
 from dnn.errors import NotEnoughMemoryError
 from dnn.network import Network
 from dnn.optimizers import Optimizer
+from dnn.precision import compute_dtype
+from dnn.state import TrainingState
+from dnn.step import FED, GATHERED, IN_PLACE, TRAIN, Step
 
 GB = 1e9
-SPARE = 256_000_000
-"""Bytes that no X is moved into: kernels, graphs and the batches of an evaluation are not reckoned."""
+RESERVED_BYTES = 256_000_000
+"""That no X is moved into: kernels, graphs and the batches of an evaluation are not estimated."""
 
 
 def place(
     network: Network,
     examples: Examples,
     validation: Examples | None,
-    m: int,
+    rows: np.ndarray,
     batch_size: int,
     optimizer: Optimizer,
     precision: str | None,
     limit: float | None,
 ) -> tuple[Examples, Examples | None]:
-    """The examples to fit, m of them, and those to validate on, each with its X on the device where there is room.
+    """The examples to fit, those rows of them, and those to validate on, each with its X on the device where it fits.
 
     The room is what is free, or `limit` GB, beside what the training takes. An X that does not fit in it stays on the
     host, and its batches are fed. NotEnoughMemoryError where there is no room even so: it names the need, what is free,
@@ -33,21 +40,23 @@ def place(
     """
     backend = network.backend
     free, _ = backend.memory()
-    room = free if limit is None else min(free, int(limit * GB))
-    batch_size = min(batch_size, m)
+    room = free if limit is None else int(min(free, limit * GB))
+    batch_size = min(batch_size, len(rows))
 
     def to_move(X: Array) -> int:
         return 0 if backend.owns(X) else X.nbytes
 
-    needed = training_bytes(network, examples, m, batch_size, optimizer, False, precision) + to_move(examples.X)
+    def needs(size: int, fed: bool) -> int:
+        return training_bytes(network, examples, rows, size, optimizer, fed, precision)
+
+    needed = needs(batch_size, False) + to_move(examples.X)
     fed = False
-    if to_move(examples.X) and needed > min(room, free - SPARE):
-        needed_fed = training_bytes(network, examples, m, batch_size, optimizer, True, precision)
+    if to_move(examples.X) and needed > min(room, free - RESERVED_BYTES):
+        needed_fed = needs(batch_size, True)
         fed = needed_fed < needed  # a large batch's buffers may take more than X
         needed = min(needed, needed_fed)
     if needed > room:
-        feeds = bool(to_move(examples.X))
-        fits = _largest_batch(network, examples, m, batch_size, optimizer, feeds, precision, room)
+        fits = _largest(batch_size, lambda size: needs(size, bool(to_move(examples.X))) <= room)
         if fits:
             fix = f"the largest batch that fits is {fits}, not {batch_size}"
         else:
@@ -63,15 +72,23 @@ def place(
         )
     else:
         examples = examples.on(backend)
-    if validation is not None and needed + to_move(validation.X) <= min(room, free - SPARE):
+    if validation is not None and needed + to_move(validation.X) <= min(room, free - RESERVED_BYTES):
         validation = validation.on(backend)
     return examples, validation
+
+
+class _Shape:
+    """An array that is not there: what a plan has to know of it."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.nbytes = int(np.prod(shape)) * dtype.itemsize
 
 
 def training_bytes(
     network: Network,
     examples: Examples,
-    m: int,
+    rows: np.ndarray,
     batch_size: int,
     optimizer: Optimizer,
     fed: bool = False,
@@ -81,57 +98,40 @@ def training_bytes(
 
     `fed`: X is not there, its batches are brought one by one.
     """
-    dtype = network.backend.precisions[precision] if precision else network.dtype
-    in_place = batch_size == m == examples.m and examples.scale is None and dtype == network.dtype and not fed
-    # the order of the examples, and the one it is replaced by
-    total = 8 * m * (1 if batch_size == m and not in_place else 2)
-    if network._update is None or not optimizer.continues(network._update.optimizer):
-        # gradients and scratch, and what this optimizer keeps
-        total += (2 + len(optimizer.update.state_names)) * network.parameters.flat.nbytes
-    if dtype != network.dtype and (network._mixed is None or network._mixed.precision != precision):
-        total += 2 * network.parameters.flat.size * dtype.itemsize  # the weights' copy and its gradients
-    sizes = [size for size in (batch_size, m % batch_size) if size]
-    total += sum(_step_bytes(network, examples, size, in_place, dtype) for size in sizes)
-    if fed:
-        # the buffers on the device, and the places in them that each step takes its rows from
-        total += Feeder.AHEAD * batch_size * network.layer_sizes[0] * examples.X.dtype.itemsize + 8 * sum(sizes)
+    backend, parameters, m = network.backend, network.parameters, len(rows)
+    dtype = compute_dtype(network.dtype, backend, precision)
+    layout = TrainingState.layout(optimizer, parameters, precision)
+    arrays: dict[str, Array] = {name: _Shape(shape, kind) for name, (shape, kind, _) in layout.items()}
+    before = network.training_state
+    if before is not None and optimizer.continues(before.optimizer):
+        arrays |= before.arrays
+    total = sum(array.nbytes for array in arrays.values() if isinstance(array, _Shape))
+    alone, n_in = batch_size >= m, network.layer_sizes[0]
+    total += 8 * m if alone else 2 * 8 * m  # the order of the examples, and the one that it is replaced by
+    loading = GATHERED
+    if alone:
+        loading = IN_PLACE
+        if fed or not is_loaded(examples, rows, dtype):
+            plan, buffers = loading_plan(examples, m, dtype, fed)
+            total += temporary_bytes(plan, backend) + 8 * m
+            total += m * n_in * examples.X.dtype.itemsize if fed else 0
+            examples = loaded(examples, buffers)
+    elif fed:
+        loading = FED
+        total += Feeder.AHEAD * batch_size * n_in * examples.X.dtype.itemsize
+    for size in (min(batch_size, m), 0 if alone else m % batch_size):
+        if size:
+            total += Step(network, examples, size, TRAIN, loading, optimizer, arrays, precision).nbytes()
     return total
 
 
-def _step_bytes(network: Network, examples: Examples, m: int, in_place: bool, dtype: np.dtype) -> int:
-    """Of a step for batches of m that works in this dtype: see `step`, and `outputs`, for the buffers."""
-    n_in, *units = network.layer_sizes
-    K, of_softmax, of_linear = units[-1], network.output == "softmax", network.output == "linear"
-    losses = 1 if of_softmax else K
-    mixed = dtype != network.dtype
-    working = (0 if in_place else n_in) + sum(units) + max(units) + sum(units[:-1])  # X, A, scratch, dZ of hidden
-    working += 1 + (K if mixed else 0)  # a vector of ones; the output's dZ
-    numbers = (2 if of_linear else 3) * K + 2 * losses  # P, Y, dZ, losses, hits
-    numbers += 2 + (1 if of_softmax else 0) + (K if mixed else 0)  # vectors of ones and weights; a column; the logits
-    whole = 8 + (4 * 8 if of_softmax else 0)  # rows; labels, starts, index, predicted
-    sides = 2 * K if network.output == "sigmoid" else 0
-    unscaled = n_in * examples.X.dtype.itemsize if mixed or examples.scale is not None else 0
-    row = 2 * losses + (K if of_softmax else 0)  # what is one to a unit
-    itemsize = np.dtype(network.dtype).itemsize
-    return m * (working * dtype.itemsize + numbers * itemsize + whole + sides + unscaled) + row * itemsize
-
-
-def _largest_batch(
-    network: Network,
-    examples: Examples,
-    m: int,
-    too_large: int,
-    optimizer: Optimizer,
-    fed: bool,
-    precision: str | None,
-    room: int,
-) -> int:
-    """The largest batch below `too_large` that fits in `room` bytes, 0 where none does."""
-    fits = 0
-    while too_large - fits > 1:
-        middle = (fits + too_large) // 2
-        if training_bytes(network, examples, m, middle, optimizer, fed, precision) <= room:
-            fits = middle
+def _largest(too_large: int, fits: Callable[[int], bool]) -> int:
+    """The largest number below `too_large` that fits, 0 where none does."""
+    found = 0
+    while too_large - found > 1:
+        middle = (found + too_large) // 2
+        if fits(middle):
+            found = middle
         else:
             too_large = middle
-    return fits
+    return found

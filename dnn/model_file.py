@@ -26,6 +26,7 @@ import numpy as np
 from dnn.data.hdf5 import damage_told, open_hdf5
 from dnn.errors import DataError, ModelFileError
 from dnn.files import check_writable, write_whole
+from dnn.losses import LOSSES, Loss, checked_loss
 from dnn.network import Network
 from dnn.parameters import Parameters
 
@@ -59,6 +60,8 @@ def model_bytes(network: Network) -> bytes:
         "input_shape": network.input_shape,
         "epochs": network.epochs,
     }
+    if network.loss is not None:
+        architecture["loss"] = _name_of(network.loss)
     expected = classes_of(network.layer_sizes)
     if network.classes is not None and len(network.classes) != expected:
         raise ValueError(f"network.classes must be {expected} names, got {len(network.classes)}")
@@ -98,7 +101,8 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
             contents["classes"] = _checked_classes(path, file, architecture)[...]
         if file.attrs.get("sha256") != np.bytes_(_checksum(contents.values())):
             raise ModelFileError(f"{path}: its checksum is not that of its content: the file is damaged")
-    network = Network(**{name: architecture[name] for name in _SETTINGS}, backend=backend)
+    settings = {name: architecture[name] for name in _SETTINGS}
+    network = Network(**settings, backend=backend, loss=architecture.get("loss"))
     for name in network.parameters:
         try:
             network.parameters[name] = contents[f"parameters/{name}"]
@@ -111,6 +115,14 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
     network.input_shape = None if shape is None else tuple(shape)
     network.epochs = architecture["epochs"]
     return network
+
+
+def _name_of(loss: str | Loss) -> str:
+    """The name that a loss is registered under; ValueError where it has none."""
+    found = loss if isinstance(loss, str) else next((name for name, known in LOSSES.items() if known is loss), None)
+    if found is None:
+        raise ValueError("a model file holds the loss by its name: give it one with dnn.register_loss before saving")
+    return found
 
 
 def classes_of(layer_sizes: Sequence[int]) -> int:
@@ -139,6 +151,8 @@ def _architecture(path: str, text: bytes) -> dict[str, Any]:
     try:
         architecture = json.loads(text)
         Network.check(**{name: architecture[name] for name in _SETTINGS})
+        if "loss" in architecture:
+            checked_loss(architecture["loss"])
         kind, shape, epochs = (architecture[name] for name in ("input_kind", "input_shape", "epochs"))
         if kind not in (None, "bytes", "numbers"):
             raise ValueError(f"input_kind {kind!r}")

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
 from dnn.errors import check_number, check_whole
-from dnn.inference import evaluate, outputs
+from dnn.heads import HEADS
 from dnn.initializers import INITIALIZERS, initial_weights
-from dnn.optimizers import Adam, Optimizer, Update
-from dnn.outputs import OUTPUTS
+from dnn.losses import Loss, checked_loss
 from dnn.parameters import Parameters
-from dnn.precision import Mixed
-from dnn.step import ACTIVATIONS
+from dnn.state import TrainingState
 
 if TYPE_CHECKING:
     from dnn.training import History
@@ -29,13 +28,14 @@ class Network:
     """A dense network: [LINEAR → activation] × (L−1) → LINEAR → output.
 
     layer_sizes   [n_0, n_1, ..., n_L]: the inputs, the hidden layers' units, the outputs
-    activation    of the hidden layers: relu, tanh, sigmoid
+    activation    of the hidden layers, or a list with one for each: relu, tanh, sigmoid, gelu, or a registered one
     output        sigmoid (one unit: two classes; K units: K independent labels), softmax (K classes), linear (values)
     initializer   he_, glorot_, lecun_ with normal or uniform; course_small, course_scaled (see dnn.initializers)
     seed          of the weights, of every epoch's shuffle and of the validation cut, on every backend the same
     dtype         float32, float64
     input_scale   what X is multiplied by; None: 1/255 if the first fit is on bytes, else 1
     backend       a backend's name or None for the one in use; the network keeps the backend it was made with
+    loss          what is minimised: None, the output's own; or one of dnn.losses, or an object with its two methods
 
     `parameters["W1"]` is the device's view; assigning to it copies. `epochs` counts those trained so far, `classes`
     names the classes where a data file did.
@@ -44,18 +44,21 @@ class Network:
     def __init__(
         self,
         layer_sizes: Sequence[int],
-        activation: str = "relu",
+        activation: str | Sequence[str] = "relu",
         output: str = "sigmoid",
         initializer: str = "he_normal",
         seed: int = 0,
         dtype: Any = "float32",
         input_scale: float | None = None,
         backend: str | None = None,
+        loss: str | Loss | None = None,
     ) -> None:
         self.check(layer_sizes, activation, output, initializer, seed, dtype, input_scale)
         self.layer_sizes = tuple(int(size) for size in layer_sizes)
-        self.activation = activation
+        self.activation = activation if isinstance(activation, str) else tuple(activation)
         self.output = output
+        self.loss = loss
+        self.loss_function = HEADS[output].loss if loss is None else checked_loss(loss)
         self.initializer = initializer
         self.seed = int(seed)
         self.dtype = np.dtype(dtype)
@@ -70,8 +73,8 @@ class Network:
         self.parameters = Parameters(self.backend, self.layer_sizes, self.dtype)
         for layer, W in enumerate(initial_weights(initializer, self.layer_sizes, self.seed), start=1):
             self.parameters[f"W{layer}"] = W
-        self._update: Update | None = None
-        self._mixed: Mixed | None = None
+        self.training_state: TrainingState | None = None
+        """What the last fit left for the next to go on with."""
 
     @staticmethod
     def check(
@@ -79,13 +82,14 @@ class Network:
     ) -> None:
         """ValueError or TypeError where no network can be made of these settings; nothing is allocated."""
         _check_sizes(layer_sizes)
-        for name, value, choices in (
-            ("activation", activation, ACTIVATIONS),
-            ("output", output, OUTPUTS),
+        settings: Any = (
+            *(("activation", name, ACTIVATIONS) for name in _each_activation(layer_sizes, activation)),
+            ("output", output, HEADS),
             ("initializer", initializer, INITIALIZERS),
             ("dtype", _dtype_name(dtype), DTYPES),
-        ):
-            if value not in choices:
+        )
+        for name, value, choices in settings:
+            if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         check_whole("seed", seed)
         if not 0 <= seed < 2**32:
@@ -99,43 +103,16 @@ class Network:
 
     # ------------------------------------------------------------------------------------- use
 
-    def fit(
-        self,
-        X: Any,
-        Y: Any,
-        *,
-        epochs: int = 20,
-        batch_size: int = 64,
-        optimizer: Optimizer | str = Adam(1e-3),  # noqa: B008  (frozen)
-        validation_data: tuple[Any, Any] | None = None,
-        validation_split: float = 0.0,
-        shuffle: bool = True,
-        verbose: bool | None = None,
-        memory_limit: float | None = None,
-        threads: int | None = None,
-        precision: str | None = None,
-    ) -> History:
-        """Train; see `dnn.training.fit` for the settings and what they mean."""
-        from dnn import training
+    def fit(self, X: Any, Y: Any, **settings: Any) -> History:
+        """Train on X, Y and return the History. The keywords are the fields of `dnn.training.FitSettings`."""
+        from dnn.training import FitSettings, Trainer
 
-        return training.fit(
-            self,
-            X,
-            Y,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            shuffle=shuffle,
-            verbose=verbose,
-            memory_limit=memory_limit,
-            threads=threads,
-            precision=precision,
-        )
+        return Trainer(self, FitSettings.of(settings)).fit(X, Y)
 
     def predict(self, X: Any) -> np.ndarray:
         """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K)."""
+        from dnn.inference import outputs
+
         P = outputs(self, X)
         if self.output == "softmax":
             return P.argmax(axis=1)
@@ -147,11 +124,15 @@ class Network:
         """Probabilities (m, classes): two columns for one sigmoid unit, one a label for several."""
         if self.output == "linear":
             raise ValueError("a linear output has no probabilities: use predict")
+        from dnn.inference import outputs
+
         P = outputs(self, X)
         return np.hstack([1 - P, P]) if P.shape[1] == 1 else P
 
     def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
         """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
+        from dnn.inference import evaluate
+
         return evaluate(self, X, Y)
 
     def save(self, path: str | PathLike[str], force: bool = False) -> None:
@@ -161,6 +142,11 @@ class Network:
         model_file.save(self, path, force=force)
 
     # ------------------------------------------------------------------------------------- in words
+
+    @property
+    def activations(self) -> list[str]:
+        """Of each hidden layer."""
+        return _each_activation(self.layer_sizes, self.activation)[: len(self.layer_sizes) - 2]
 
     @property
     def n_parameters(self) -> int:
@@ -179,7 +165,7 @@ class Network:
         last = len(self.layer_sizes) - 1
         for layer in range(1, last + 1):
             n_in, n_out = self.layer_sizes[layer - 1 : layer + 1]
-            activation = self.output if layer == last else self.activation
+            activation = self.output if layer == last else self.activations[layer - 1]
             rows.append((str(layer), f"({n_out}, {n_in})", f"({n_out},)", activation, f"{n_out * (n_in + 1):,}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -200,6 +186,16 @@ def _dtype_name(dtype: Any) -> Any:
         return np.dtype(dtype).name
     except TypeError:
         return dtype
+
+
+def _each_activation(layer_sizes: Any, activation: Any) -> list[Any]:
+    """One activation for each hidden layer; ValueError where a list has another number of them."""
+    hidden = len(layer_sizes) - 2
+    if not isinstance(activation, (list, tuple)):
+        return [activation] * hidden or [activation]  # an unused one is checked too
+    if len(activation) != hidden:
+        raise ValueError(f"activation must be one for all hidden layers, or {hidden}, one for each; got {activation!r}")
+    return list(activation)
 
 
 def _check_sizes(layer_sizes: Any) -> None:

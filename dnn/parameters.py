@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dnn.backends import Array, Backend
+from dnn.backends.plan.graph import Buffer, View
 from dnn.errors import DataError
 
 ALIGNED = 32
@@ -31,11 +32,19 @@ class Parameters(Mapping[str, Array]):
         for name, shape in shapes.items():
             starts[name] = end
             end += -(-int(np.prod(shape)) // ALIGNED) * ALIGNED
+        self._starts, self._shapes = starts, shapes
         self.flat = backend.zeros(end, self.dtype)
-        self._views = {
-            name: self.flat[starts[name] : starts[name] + int(np.prod(shape))].reshape(shape)
-            for name, shape in shapes.items()
+        self._views = self._make_views()
+
+    def _make_views(self) -> dict[str, Array]:
+        return {
+            name: self.flat[start : start + int(np.prod(self._shapes[name]))].reshape(self._shapes[name])
+            for name, start in self._starts.items()
         }
+
+    def part(self, buffer: Buffer, name: str) -> View:
+        """Where that parameter is in a plan's buffer of this layout."""
+        return buffer.part(self._starts[name], self._shapes[name])
 
     @staticmethod
     def shapes(layer_sizes: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -48,6 +57,17 @@ class Parameters(Mapping[str, Array]):
     def like(self, dtype: Any = None) -> Parameters:
         """Zeros of the same layout: gradients, an optimizer's state; in another dtype, working copies."""
         return Parameters(self.backend, self.layer_sizes, dtype or self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_views"}
+        return state | {"flat": self.backend.to_numpy(self.flat).copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # a new buffer, on a boundary of its own, that the views are of
+        self.flat = self.backend.zeros(state["flat"].shape, self.dtype)
+        self.flat[...] = self.backend.asarray(state["flat"])
+        self._views = self._make_views()
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

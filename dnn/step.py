@@ -1,44 +1,47 @@
-"""A forward pass and a training step, every buffer bound once, for batches of one size.
+"""The plan of a step, for batches of one size.
 
-    forward   A_0 = X;  A_l = g(A_{l-1} W_lᵀ + b_l)  for l = 1..L-1;  Z_L = A_{L-1} W_Lᵀ + b_L;  P and the loss
-    backward  dZ_L = scale (P − Y);  for l = L..1: dW_l, db_l, dA_{l-1} from dZ_l;  dZ_{l-1} = dA_{l-1} g'(A_{l-1})
-    update    θ from the gradients
+    load      the batch's rows of X and of the targets
+    forward   A_0 = X;  Z_l = A_{l-1} W_lᵀ + b_l,  A_l = g_l(Z_l) for l = 1..L-1;  the logits are Z_L
+    loss      its mean over the batch, the metric, and both added to the running totals
+    backward  dZ_L from the loss;  for l = L..1: dA_{l-1}, dW_l, db_l from dZ_l;  dZ_{l-1} from dA_{l-1}
+    update    θ and the optimizer's state from the gradients
 
-In mixed precision the same on copies of θ in 16 bits, between a cast down and a cast up: see `precision`.
-
-A step slices nothing, looks nothing up by name, allocates nothing and reads nothing back from the device.
+In 16 bits forward and backward work on a copy of θ, between a cast down and a cast up; in float16 the gradients are
+scaled, and a step in which one overflows changes nothing but the scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from dnn import functional
+from dnn.activations import ACTIVATIONS, Activation
 from dnn.backends import Array
-from dnn.outputs import OUTPUTS
+from dnn.backends.plan import Buffer, Plan, Value
+from dnn.data import Examples
+from dnn.heads import HEADS
+from dnn.network import Network
+from dnn.optimizers import Optimizer
+from dnn.precision import INTERVAL, compute_dtype
 
-if TYPE_CHECKING:
-    from dnn.data import Examples
-    from dnn.network import Network
-    from dnn.optimizers import Update
-    from dnn.precision import Mixed
-
-ACTIVATIONS: dict[str, tuple[Any, Any]] = {
-    "relu": (functional.linear_relu, functional.relu_backward),
-    "tanh": (functional.linear_tanh, functional.tanh_backward),
-    "sigmoid": (functional.linear_sigmoid, functional.sigmoid_backward),
-}
+PREDICT, EVALUATE, GRADIENTS, TRAIN = "predict", "evaluate", "gradients", "train"
+"""How far a step goes: to P; to the loss and the metric; to the gradients; to the update."""
+IN_PLACE, GATHERED, FED = "in place", "gathered", "fed"
+"""Where a batch comes from: it is all the examples, in their order, in the dtype that the step computes in; `rows` says
+which of them it is; its X, as the examples have it, is put into `X` before each run, and `rows` says which its targets
+are."""
 
 
-class Forward:
-    """From batches of these examples to the output's P, and to the loss where they have targets.
+class Step:
+    """A step for batches of `batch_size` of these examples; `compile` makes it something to call.
 
-    `in_place`: the batch is all the examples, in their order, and is never loaded: X stays where it is, in the
-    network's dtype, C-contiguous or the transpose of such. Each layer keeps one array: its activation is computed in
-    place of Z. `precision` is that of the products; `mixed` has the parameters to work on, where not the network's own.
+    A training step needs the optimizer and the arrays of its state.
+
+    `loss` (1,) is the mean over the batch, taken before the update; `totals` (2,) are the sums of that mean and of the
+    metric over the batches since `reset`. All arrays are None until the step is compiled.
     """
 
     def __init__(
@@ -46,154 +49,217 @@ class Forward:
         network: Network,
         examples: Examples,
         batch_size: int,
-        in_place: bool = False,
+        goal: str,
+        loading: str = GATHERED,
+        optimizer: Optimizer | None = None,
+        state: Mapping[str, Array] | None = None,
         precision: str | None = None,
-        mixed: Mixed | None = None,
     ) -> None:
-        backend, parameters = network.backend, network.parameters if mixed is None else mixed.parameters
-        dtype = parameters.dtype
-        self._xp: Any = backend.xp
-        linear_activation, activation_backward = ACTIVATIONS[network.activation]
-        self._gather = backend.fused(functional.gather)
-        self._linear = backend.fused(functional.linear_forward, precision)
-        self._linear_activation = backend.fused(linear_activation, precision)
-        self._activation_backward = backend.fused(activation_backward)
-        self.batch_size = batch_size
-        self.rows = backend.zeros(batch_size, np.int64)
-        self.in_place = in_place
-        self._examples = examples
-        self.X = examples.X if in_place else backend.empty((batch_size, network.layer_sizes[0]), dtype)
-        as_it_is = examples.scale is None and examples.X.dtype == dtype
-        self._unscaled = self.X if as_it_is else backend.empty(self.X.shape, examples.X.dtype)
-        self._in_order = None if backend.owns(examples.X) else backend.asarray(np.arange(batch_size))
-        scratch = backend.empty(batch_size * max(network.layer_sizes[1:]), dtype)
-        self._layers = []
-        A_prev = self.X
-        for layer, n_out in enumerate(network.layer_sizes[1:], start=1):
-            A = backend.empty((batch_size, n_out), dtype)
-            as_A = scratch[: A.size].reshape(A.shape)
-            self._layers.append((A_prev, parameters[f"W{layer}"], parameters[f"b{layer}"], A, as_A))
-            A_prev = A
-        *self._hidden, self._last = self._layers
-        Z = A_prev if mixed is None else backend.empty(A_prev.shape, network.dtype)
-        self.output = OUTPUTS[network.output](backend, Z)
-        if in_place:
-            self.output.load(examples.targets, backend.asarray(np.arange(batch_size)))
+        self._network, self._backend = network, network.backend
+        self.batch_size, self.goal = batch_size, goal
+        self.plan = plan = Plan(precision if precision == "tf32" else None)
+        self._dtype = compute_dtype(network.dtype, network.backend, precision)
+        self._run: Callable[[], None] | None = None
+        self._buffers: dict[str, Buffer] = {}
+        theta = plan.array("theta", network.parameters.flat)
+        weights = theta
+        if self._dtype != network.dtype:
+            weights = plan.buffer("weights", theta.shape, self._dtype, keeps=False)
+            plan.call(_cast, theta, into=weights, dtype=self._dtype)
+        X, Y = self._load(examples, loading)
+        logits, saved = self._forward(X, weights)
+        head, loss = HEADS[network.output], network.loss_function
+        if goal == PREDICT:
+            self._keep("P", plan.call(head.activation, logits))
+            return
+        Y_loss = plan.call(head.targets, Y, K=network.layer_sizes[-1])
+        losses = plan.call(loss.losses, logits, Y_loss)
+        P = plan.call(head.activation, logits)
+        measured = plan.call(head.metric.measure, P, Y)
+        self._accumulate(plan.call(functional.mean_loss, losses), measured)
+        if goal == EVALUATE:
+            return
+        dZ = plan.call(_scaled, plan.call(loss.gradient, logits, Y_loss), factor=1 / losses.size)
+        loss_scale = plan.array("loss_scale", state["loss_scale"]) if precision == "float16" and state else None
+        if loss_scale is not None:
+            dZ = plan.call(_scaled, dZ, loss_scale)
+        grad = plan.buffer("grad", theta.shape, self._dtype, keeps=goal == GRADIENTS)
+        self._buffers["grad"] = grad
+        self._backward(plan.call(_cast, dZ, dtype=self._dtype), saved, weights, grad)
+        if goal == TRAIN:
+            assert state is not None and optimizer is not None
+            self._update(optimizer, state, theta, plan.read(grad), loss_scale)
 
-    def load(self, rows: Array, fed: Array | None = None) -> None:
-        """Take these rows of the examples as the batch; `fed` is X of just these, where the whole X is on the host."""
-        examples = self._examples
-        source, places = (examples.X, rows) if fed is None else (fed, self._in_order)
-        self._gather(self._xp, source, places, examples.scale, out=self.X, scratch=self._unscaled)
-        if examples.targets is not None:
-            self.output.load(examples.targets, rows)
+    # ----------------------------------------------------------------------------------- the plan
 
-    def on_rows(self, work: Callable[[], None]) -> Callable[[], None]:
-        """`work` on the examples that `rows` names when it runs: with that in it a step can be captured whole."""
+    def _buffer(self, name: str, shape: tuple[int, ...] | int, dtype: Any) -> Buffer:
+        self._buffers[name] = buffer = self.plan.buffer(name, shape, dtype)
+        return buffer
 
-        def loaded() -> None:
-            self.load(self.rows)
-            work()
+    def _keep(self, name: str, value: Value) -> None:
+        self.plan.store(self._buffer(name, value.shape, value.dtype), value)
 
-        return loaded
+    def _load(self, examples: Examples, loading: str) -> tuple[Value, Value | None]:
+        plan = self.plan
+        if loading == IN_PLACE:
+            X = plan.read(plan.array("X", examples.X))
+            return X, None if examples.targets is None else plan.read(plan.array("targets", examples.targets))
+        buffers, X, Y = load(plan, examples, self.batch_size, loading, self._dtype)
+        self._buffers |= buffers
+        return X, Y
 
-    def logits(self) -> None:
-        """Z_L from X."""
-        xp, linear_activation = self._xp, self._linear_activation
-        for A_prev, W, b, A, scratch in self._hidden:
-            linear_activation(xp, A_prev, W, b, out=A, scratch=scratch)
-        A_prev, W, b, Z, scratch = self._last
-        self._linear(xp, A_prev, W, b, out=Z, scratch=scratch)
+    def _forward(self, X: Value, weights: Buffer) -> tuple[Value, list[dict[str, Any]]]:
+        """The logits, and what each layer saves for its backward pass."""
+        plan, network = self.plan, self._network
+        saved: list[dict[str, Any]] = []
+        A = X
+        for layer, activation in enumerate([*network.activations, None], start=1):
+            W, b = (plan.read(network.parameters.part(weights, f"{name}{layer}")) for name in "Wb")
+            Z = plan.call(functional.linear_forward, A, W, b)
+            kept: dict[str, Any] = {"X": A, "W": W, "Z": Z}
+            if activation is not None:
+                kept["activation"] = ACTIVATIONS[activation]
+                A = kept["A"] = plan.call(kept["activation"].forward, Z)
+            saved.append(kept)
+        return plan.call(_cast, Z, dtype=network.dtype), saved
 
-    def predict(self) -> None:
-        """P from X."""
-        self.logits()
-        self.output.activate()
+    def _accumulate(self, mean: Value, measured: Value) -> None:
+        plan = self.plan
+        self._keep("loss", mean.reshape(1))
+        totals = self._buffer("totals", 2, np.float64)
+        for place, value in enumerate((mean, plan.call(_total, measured))):
+            part = totals.part(place, (1,))
+            plan.call(_sum, part, value, into=part)
 
-    def evaluate(self) -> None:
-        """P, the loss and its tally, from X and the targets."""
-        self.logits()
-        self.output.forward()
-        self.output.tally()
+    def _backward(self, dZ: Value, saved: list[dict[str, Any]], weights: Buffer, grad: Buffer) -> None:
+        """The gradients of every layer. The first layer's dX is not computed: nobody needs it."""
+        plan, parameters = self.plan, self._network.parameters
+        for layer in range(len(saved), 0, -1):
+            kept = saved[layer - 1]
+            dA, dW, db = plan.call(functional.linear_backward, dZ, kept["X"], kept["W"])
+            plan.store(parameters.part(grad, f"W{layer}"), dW)
+            plan.store(parameters.part(grad, f"b{layer}"), db)
+            if layer > 1:
+                below = saved[layer - 2]
+                activation: Activation = below["activation"]
+                dZ = plan.call(activation.backward, dA, *(below[name] for name in activation.saves))
 
-
-class TrainStep(Forward):
-    """Forward, loss, backward, update. After a call `output.loss` is the batch's loss before the update."""
-
-    def __init__(
+    def _update(
         self,
-        network: Network,
-        update: Update,
-        examples: Examples,
-        batch_size: int,
-        in_place: bool = False,
-        precision: str | None = None,
-        mixed: Mixed | None = None,
+        optimizer: Optimizer,
+        state: Mapping[str, Array],
+        theta: Buffer,
+        grad: Value,
+        loss_scale: Buffer | None,
     ) -> None:
-        super().__init__(network, examples, batch_size, in_place, precision, mixed)
-        backend, gradients = network.backend, update.gradients if mixed is None else mixed.gradients
-        dtype = gradients.dtype
-        self._update = update
-        self._linear_backward = backend.fused(functional.linear_backward, precision)
-        self._ones = backend.empty(batch_size, dtype)
-        self._ones.fill(1)
-        # dA_{l-1} is computed from dZ_l into a buffer of its own, and becomes dZ_{l-1} there
-        dZ = [backend.empty((batch_size, n_out), dtype) for n_out in network.layer_sizes[1:-1]]
-        dZ.append(self.output.dZ if mixed is None else backend.empty(self.output.dZ.shape, dtype))
-        self._backward = []
-        for layer in range(len(dZ), 0, -1):
-            A_prev, W, _, _, _ = self._layers[layer - 1]
-            dA_prev, scratch = (dZ[layer - 2], self._layers[layer - 2][4]) if layer > 1 else (None, None)
-            dW, db = gradients[f"W{layer}"], gradients[f"b{layer}"]
-            self._backward.append((dZ[layer - 1], A_prev, W, dW, db, dA_prev, scratch))
+        plan, dtype = self.plan, self._network.dtype
+        finite = None
+        if loss_scale is not None:
+            finite = plan.call(_all_finite, grad)
+            good_steps = plan.array("good_steps", state["good_steps"])
+            scale, steps = plan.call(functional.next_loss_scale, loss_scale, good_steps, finite, interval=INTERVAL)
+            grad = plan.call(_unscaled, grad, plan.read(loss_scale), finite, dtype=dtype)
+            plan.store(loss_scale, scale)
+            plan.store(good_steps, steps)
+        else:
+            grad = plan.call(_cast, grad, dtype=dtype)
+        learning_rate = plan.array("learning_rate", state["learning_rate"], weak=True)
+        places = [theta]
+        places += [plan.array(name, state[name]) for name in optimizer.arrays]
+        places += [plan.array(name, state[name], weak=True) for name in optimizer.scalars]
+        before = [plan.read(place) for place in places]
+        results = plan.call(optimizer.update, before[0], grad, learning_rate, *before[1:])
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(places):
+            raise ValueError(
+                f"{type(optimizer).__name__}.update must return theta and its state "
+                f"({', '.join(place.name for place in places)}), got {len(results)} values"
+            )
+        for place, new, old in zip(places, results, before, strict=True):
+            if finite is not None:
+                new = plan.call(_where, finite, new, old)
+            plan.store(place, new)
+
+    # -------------------------------------------------------------------------------------- at work
+
+    def nbytes(self) -> int:
+        """The device memory that compiling the step takes."""
+        return self._backend.plan_bytes(self.plan)
+
+    def compile(self, optimized: bool = True) -> Step:
+        """Make the step something to call; `optimized`: as fast as the backend can, where it runs often enough."""
+        self._run = self._backend.compile(self.plan) if optimized else self._backend.run_stepwise(self.plan)
+        return self
 
     def __call__(self) -> None:
-        self.evaluate()
-        self.gradients()
-        self._update()
+        assert self._run is not None
+        self._run()
 
-    def gradients(self) -> None:
-        """dW and db of every layer, after `evaluate`. The first layer's dX is not computed: nobody needs it."""
-        xp, linear_backward, activation_backward = self._xp, self._linear_backward, self._activation_backward
-        for dZ, A_prev, W, dW, db, dA_prev, scratch in self._backward:
-            linear_backward(xp, dZ, A_prev, W, self._ones, dW=dW, db=db, dA_prev=dA_prev)
-            if dA_prev is not None:
-                activation_backward(xp, dA_prev, A_prev, out=dA_prev, scratch=scratch)
+    def array(self, name: str) -> Array:
+        """The array of that name: rows, X, P, loss, totals or grad."""
+        return self._buffers[name].array
 
+    @property
+    def loss(self) -> Array:
+        return self.array("loss")
 
-class MixedStep(TrainStep):
-    """A TrainStep in 16 bits: on `mixed`'s copies of the parameters, its output and its update in float32."""
+    @property
+    def totals(self) -> Array:
+        return self.array("totals")
 
-    def __init__(self, network: Network, update: Update, examples: Examples, batch_size: int, mixed: Mixed) -> None:
-        super().__init__(network, update, examples, batch_size, mixed=mixed)
-        self._mixed = mixed
-        self._Z, self._dZ = self._last[3], self._backward[0][0]
-
-    def __call__(self) -> None:
-        self._mixed.take_weights()
-        self.evaluate()
-        self.gradients()
-        self._mixed.update(self._update)
-
-    def logits(self) -> None:
-        super().logits()
-        self._mixed.raise_logits(self._Z, out=self.output.Z)
-
-    def gradients(self) -> None:
-        self._mixed.lower_gradient(self.output.dZ, out=self._dZ)
-        super().gradients()
+    def reset(self) -> None:
+        if "totals" in self._buffers:
+            self.totals[...] = 0
 
 
-def training_step(
-    network: Network,
-    update: Update,
-    examples: Examples,
-    batch_size: int,
-    in_place: bool = False,
-    precision: str | None = None,
-    mixed: Mixed | None = None,
-) -> TrainStep:
-    """The step for batches of this size, on the working copies of `mixed` where there are any."""
-    if mixed is not None:
-        return MixedStep(network, update, examples, batch_size, mixed)
-    return TrainStep(network, update, examples, batch_size, in_place, precision)
+def load(
+    plan: Plan, examples: Examples, m: int, loading: str, dtype: np.dtype
+) -> tuple[dict[str, Buffer], Value, Value | None]:
+    """A batch of m examples, GATHERED or FED: the buffers to fill before each run, X in `dtype`, and the targets."""
+    buffers = {"rows": plan.buffer("rows", m, np.int64)}
+    rows = buffers["rows"]
+    if loading == GATHERED:
+        source = plan.array("X", examples.X)
+        X = plan.call(functional.load_batch, source, rows, scale=examples.scale, dtype=dtype)
+    else:
+        buffers["X"] = plan.buffer("X", (m, examples.X.shape[1]), examples.X.dtype)
+        X = plan.call(_converted, buffers["X"], scale=examples.scale, dtype=dtype)
+    if examples.targets is None:
+        return buffers, X, None
+    targets = plan.array("targets", examples.targets)
+    return buffers, X, plan.call(functional.load_batch, targets, rows, scale=None, dtype=targets.dtype)
+
+
+# pure functions that only a step needs
+
+
+def _converted(xp: Any, X: Array, scale: Any, dtype: Any) -> Array:
+    return (X if scale is None else X.astype(scale.dtype) * scale).astype(dtype)
+
+
+def _cast(xp: Any, a: Array, dtype: Any) -> Array:
+    return a.astype(dtype)
+
+
+def _scaled(xp: Any, a: Array, factor: Any) -> Array:
+    return a * factor
+
+
+def _sum(xp: Any, a: Array, b: Array) -> Array:
+    return a + b
+
+
+def _total(xp: Any, a: Array) -> Array:
+    return xp.sum(a, dtype=np.float64)
+
+
+def _where(xp: Any, condition: Array, a: Array, b: Array) -> Array:
+    return xp.where(condition, a, b)
+
+
+def _all_finite(xp: Any, grad: Array) -> Array:
+    return xp.min(xp.isfinite(grad))
+
+
+def _unscaled(xp: Any, grad: Array, loss_scale: Array, finite: Array, dtype: Any) -> Array:
+    return xp.where(finite, grad.astype(dtype) / loss_scale, 0)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import FrameType
 from typing import Any
 
@@ -21,9 +22,10 @@ from dnn.errors import DataError, NonFiniteLossError, check_number, check_whole
 from dnn.inference import Evaluation, measures
 from dnn.memory import place
 from dnn.network import Network
-from dnn.optimizers import OPTIMIZERS, Optimizer
-from dnn.precision import check_precision, working_copies
-from dnn.step import training_step
+from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
+from dnn.precision import check_precision, compute_dtype
+from dnn.state import TrainingState
+from dnn.step import TRAIN, Step
 
 LINE_EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -47,26 +49,11 @@ class History:
             self.history.setdefault(name, []).append(value)
 
 
-def fit(
-    network: Network,
-    X: Any,
-    Y: Any,
-    *,
-    epochs: int,
-    batch_size: int,
-    optimizer: Optimizer | str,
-    validation_data: tuple[Any, Any] | None,
-    validation_split: float,
-    shuffle: bool,
-    verbose: bool | None,
-    memory_limit: float | None,
-    threads: int | None,
-    precision: str | None,
-) -> History:
-    """Train `network` on X, Y (see `dnn.data.examples` for what they may be) and return the History.
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train: the keywords of `Network.fit`. ValueError or TypeError where a setting cannot be.
 
-    The defaults are those of `Network.fit`.
-
+    epochs            passes over the examples
     batch_size        examples an update; the last batch of an epoch may be smaller
     optimizer         a configuration, or its name. A second fit with the same one (another learning rate is the same)
                       goes on with its state: 3 + 3 epochs are 6
@@ -77,56 +64,120 @@ def fit(
     memory_limit      GB of the device's memory that may be used; None: what is free. An X that this does not hold too
                       stays on the host, and its batches are copied while the device computes. NotEnoughMemoryError,
                       before anything is trained, where it does not hold the training itself
-    threads           of the CPU; None: DNN_NUM_THREADS, else one a core. Any number gives the same run every time
+    threads           of the CPU, at most one a core; None: DNN_NUM_THREADS, OMP_NUM_THREADS or OPENBLAS_NUM_THREADS,
+                      else one a core. Any number gives the same run every time
     precision         what a step computes in: None, the network's dtype; of a float32 network, where the backend has
                       them, tf32, float16, bfloat16. See `dnn.precision`. A second fit in the same one goes on with its
                       loss scale
-
-    Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
-    NonFiniteLossError ends a training that diverges.
     """
-    _check_settings(epochs, batch_size, validation_data, validation_split)
-    if memory_limit is not None:
-        check_number("memory_limit", memory_limit)
-    if threads is not None:
-        check_whole("threads", threads)
-    optimizer = _checked_optimizer(optimizer)
-    precision = check_precision(network, precision)
-    started = time.perf_counter()
-    backend = network.backend
-    silent = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-    with backend.stream(threads), silent, _whole_steps() as interrupt:
-        with _undecided_if_refused(network):
-            examples = prepare(network, X, Y, fitting=True)
-            held_back, kept = _split(network, examples.m, validation_split)
-            validation = None
-            if validation_data is not None:
-                validation = prepare(network, *validation_data, name="X of validation_data")
-            m = examples.m if kept is None else len(kept)
-            examples, validation = place(
-                network, examples, validation, m, batch_size, optimizer, precision, memory_limit
-            )
-            if held_back is not None:
-                validation = examples
-        if network._update is None or not optimizer.continues(network._update.optimizer):
-            network._update = optimizer.bind(network.parameters)
-        network._update.learning_rate = optimizer.learning_rate
-        network._mixed = working_copies(precision, network.parameters, network._mixed)
-        run = _Epochs(network, examples, kept, batch_size, shuffle, precision)
-        evaluate = None if validation is None else Evaluation(network, validation, held_back, capture=True)
-        history = History()
-        with _progress(epochs, len(run), verbose) as progress:
-            for _ in range(epochs):
-                measured = run.epoch(interrupt, progress)
-                network.epochs += 1
-                if evaluate is not None:
-                    measured |= {f"val_{name}": value for name, value in evaluate().items()}
-                history.append(network.epochs, measured)
-                progress.epoch_done(network.epochs, measured)
-                interrupt.check()
-        backend.synchronize()
-    history.seconds = time.perf_counter() - started
-    return history
+
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: Optimizer | str = Adam(1e-3)  # noqa: RUF009  (frozen)
+    validation_data: tuple[Any, Any] | None = None
+    validation_split: float = 0.0
+    shuffle: bool = True
+    verbose: bool | None = None
+    memory_limit: float | None = None
+    threads: int | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            check_whole(name, value)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            object.__setattr__(self, name, int(value))  # NumPy's whole numbers are whole numbers
+        _check_validation(self.validation_data, self.validation_split)
+        if self.memory_limit is not None:
+            check_number("memory_limit", self.memory_limit)
+        if self.threads is not None:
+            check_whole("threads", self.threads)
+            object.__setattr__(self, "threads", int(self.threads))
+        object.__setattr__(self, "optimizer", _checked_optimizer(self.optimizer))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> FitSettings:
+        """From keywords; TypeError names an unknown one, and the nearest that there is."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+                raise TypeError(f"fit has no setting {name!r}{hint}")
+        return cls(**settings)
+
+
+class Trainer:
+    """Trains a network: owns the settings, and the state of optimizer and loss scale that outlives a fit."""
+
+    def __init__(self, network: Network, settings: FitSettings) -> None:
+        self.network, self.settings = network, settings
+        self.precision = check_precision(network.dtype, network.backend, settings.precision)
+        assert isinstance(settings.optimizer, Optimizer)
+        self.optimizer = settings.optimizer
+
+    def fit(self, X: Any, Y: Any) -> History:
+        """Train on X, Y (see `dnn.data.examples` for what they may be) and return the History.
+
+        Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
+        NonFiniteLossError ends a training that diverges.
+        """
+        network, settings = self.network, self.settings
+        started = time.perf_counter()
+        silent = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+        with network.backend.stream(settings.threads), silent, _whole_steps() as interrupt:
+            with _undecided_if_refused(network):
+                examples, rows, evaluate = self._prepare(X, Y)
+            run = _Epochs(self, examples, rows)
+            evaluation = None if evaluate is None else Evaluation(network, *evaluate, optimized=True)
+            history = History()
+            with _progress(settings.epochs, len(run), settings.verbose) as progress:
+                for _ in range(settings.epochs):
+                    measured = run.epoch(interrupt, progress)
+                    network.epochs += 1
+                    if evaluation is not None:
+                        measured |= {f"val_{name}": value for name, value in evaluation().items()}
+                    history.append(network.epochs, measured)
+                    progress.epoch_done(network.epochs, measured)
+                    interrupt.check()
+            network.backend.synchronize()
+        history.seconds = time.perf_counter() - started
+        return history
+
+    def _prepare(self, X: Any, Y: Any) -> tuple[Examples, np.ndarray | None, tuple[Examples, Any] | None]:
+        """The examples, which of them to train on (None: all), and what to evaluate: examples and which of them."""
+        network, settings = self.network, self.settings
+        examples = prepare(network, X, Y, fitting=True)
+        held_back, kept = _split(network, examples.m, settings.validation_split)
+        validation = None
+        if settings.validation_data is not None:
+            validation = prepare(network, *settings.validation_data, name="X of validation_data")
+        rows = np.arange(examples.m) if kept is None else kept
+        examples, validation = place(
+            network,
+            examples,
+            validation,
+            rows,
+            settings.batch_size,
+            self.optimizer,
+            self.precision,
+            settings.memory_limit,
+        )
+        if held_back is not None:
+            return examples, kept, (examples, held_back)
+        return examples, kept, None if validation is None else (validation, None)
+
+    def state(self) -> TrainingState:
+        """The state to train with: that of the last fit, where this one goes on from it."""
+        network, optimizer = self.network, self.optimizer
+        state = network.training_state
+        if state is None or not optimizer.continues(state.optimizer):
+            state = network.training_state = TrainingState(optimizer, network.parameters)
+        state.learning_rate = optimizer.learning_rate
+        state.set_precision(self.precision, network.parameters)
+        return state
 
 
 @contextmanager
@@ -141,35 +192,26 @@ def _undecided_if_refused(network: Network) -> Iterator[None]:
 
 
 class _Epochs:
-    """The epochs of one fit: a bound step for the full batches and one for the smaller last, and their order."""
+    """The epochs of one fit: a step for the full batches and one for the smaller last, and their order."""
 
-    def __init__(
-        self,
-        network: Network,
-        examples: Examples,
-        rows: np.ndarray | None,
-        batch_size: int,
-        shuffle: bool,
-        precision: str | None,
-    ) -> None:
-        backend, update, mixed = network.backend, network._update, network._mixed
-        assert update is not None
-        self._network = network
+    def __init__(self, trainer: Trainer, examples: Examples, rows: np.ndarray | None) -> None:
+        network, settings, state = trainer.network, trainer.settings, trainer.state()
+        self._network, self._state = network, state
         self._rows = rows
         self._m = m = examples.m if rows is None else len(rows)
-        # one batch has no order, and is loaded once; not even that where X can be used as it is
-        one_batch = batch_size >= m
-        in_place = one_batch and rows is None and examples.scale is None and mixed is None
-        in_place = in_place and backend.owns(examples.X)
-        self._shuffle = shuffle and not one_batch
+        # one batch has no order, and is loaded once
+        self._shuffle = settings.shuffle and settings.batch_size < m
+
+        def bind(examples: Examples, size: int, loading: str) -> Step:
+            return Step(network, examples, size, TRAIN, loading, state.optimizer, state.arrays, trainer.precision)
+
         self._batches = Batches(
-            backend,
+            network.backend,
             examples,
             np.arange(m) if rows is None else rows,
-            batch_size,
-            bind=lambda size: training_step(network, update, examples, size, in_place, precision, mixed),
-            work=lambda step: step,
-            capture=True,
+            settings.batch_size,
+            bind,
+            compute_dtype(network.dtype, network.backend, trainer.precision),
         )
 
     def __len__(self) -> int:
@@ -193,10 +235,9 @@ class _Epochs:
     def _measure(self) -> dict[str, float]:
         network, (loss, correct) = self._network, self._batches.totals()
         if not math.isfinite(loss):
-            assert network._update is not None
             raise NonFiniteLossError(
                 f"the loss is {loss} in epoch {network.epochs + 1}: training has diverged and the weights are lost: "
-                f"begin anew with a lower learning rate (now {network._update.learning_rate:g}) or a smaller X"
+                f"begin anew with a lower learning rate (now {self._state.learning_rate:g}) or a smaller X"
             )
         return measures(network, loss, correct, self._m)
 
@@ -214,19 +255,15 @@ def _split(network: Network, m: int, split: float) -> tuple[np.ndarray | None, n
     return np.sort(cut[:held_back]), np.sort(cut[held_back:])
 
 
-def _check_settings(epochs: Any, batch_size: Any, validation_data: Any, validation_split: Any) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        check_whole(name, value)
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    check_number("validation_split", validation_split)
-    if not 0 <= validation_split < 1:
-        raise ValueError(f"validation_split must be at least 0 and below 1, got {validation_split!r}")
-    if validation_data is not None:
-        if validation_split:
+def _check_validation(data: Any, split: Any) -> None:
+    check_number("validation_split", split)
+    if not 0 <= split < 1:
+        raise ValueError(f"validation_split must be at least 0 and below 1, got {split!r}")
+    if data is not None:
+        if split:
             raise ValueError("give validation_data or validation_split, not both")
-        if not (isinstance(validation_data, (tuple, list)) and len(validation_data) == 2):
-            raise TypeError(f"validation_data must be a pair (X, Y), got {type(validation_data).__name__}")
+        if not (isinstance(data, (tuple, list)) and len(data) == 2):
+            raise TypeError(f"validation_data must be a pair (X, Y), got {type(data).__name__}")
 
 
 def _checked_optimizer(optimizer: Optimizer | str) -> Optimizer:

@@ -1,19 +1,23 @@
 """Times the engine against its peers on the CPU, on the same arrays, in one run, interleaved.
 
-    python scripts/benchmark.py            all sections
+    python scripts/benchmark.py            all sections but compare
     python scripts/benchmark.py steps      a training step of each network, against the peers
     python scripts/benchmark.py epochs     fit on MNIST (mnist.h5, looked for as the tests do), against their loops
     python scripts/benchmark.py growth     a step against width, depth and batch
     python scripts/benchmark.py threads    a step on 1, 2, ... threads, and JAX's
     python scripts/benchmark.py overhead   what fit adds to its steps, an epoch
     python scripts/benchmark.py course     the assignment's two models against its plain NumPy version
+    python scripts/benchmark.py start      what the first fit of a fresh process waits for, and import dnn
+    python scripts/benchmark.py activations     a step with each activation
+    python scripts/benchmark.py compare COMMIT  the rows of steps, by the working tree and by another commit
 
 Contenders: dnn, with the compiled programs of the extra `fast` where it is installed; dnn, plain, without them; plain
 NumPy, the assignment's equations as they read; and of --peers those that are installed: scikit-learn's MLPClassifier,
 PyTorch (eager and compiled, fused updates; the better counts) and JAX (jitted, donated buffers). Each is checked first:
 from the same weights to the same weights in five steps. Then they take turns, round after round, on the same number of
 threads and of cores, each begun at rest; printed are medians with quartiles, and medians of the ratios within a round
-(above 1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds.
+(above 1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds. With --busy N other
+processes keep N threads busy all the while.
 """
 
 from __future__ import annotations
@@ -23,11 +27,13 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -36,33 +42,43 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import compare as comparison
+import fresh
 import numpy as np
-from gpu_check import NotMeasured, commit, data_with, flops, in_words, versions_of
+from facts import NotMeasured, commit, data_with, flops, in_words, versions_of
 from peers import (
     LEARNING_RATE,
-    Contender,
     Dnn,
     JaxEpochs,
     PlainNumpy,
     Product,
     TorchEpochs,
+    bare_steps,
     batch,
+    compiles,
     contenders,
     give_back_memory,
     installed_modes,
-    turn,
+    threads_of_dnn,
     uncompiled,
 )
+from tables import (
+    Figures,
+    aligned,
+    middle,
+    name_of,
+    number,
+    quartiles,
+    spread,
+    summary,
+    time_in_words,
+)
 from threadpoolctl import threadpool_info, threadpool_limits
+from turns import Calls, Contender, take_turns
 
 import dnn
-from dnn.backends import get_backend
-from dnn.backends.compiled.threads import number_of_threads
 from dnn.errors import DnnError
 from dnn.files import write_whole
-from dnn.step import TrainStep
-
-Figures = dict[str, Any]
 
 ROUNDS = 15
 PEERS = ("torch", "jax", "sklearn")
@@ -79,9 +95,6 @@ NETWORKS = [
     ([4096, 4096, 10], 64, "float32"),
 ]
 
-TURN = 0.075
-"""Seconds of a turn, about."""
-
 
 def main() -> None:
     given = parse(None)
@@ -94,6 +107,7 @@ def main() -> None:
         "processor": processor(),
         "cores": cores,
         "threads": given.threads,
+        "busy processes": given.busy,
         "commit": commit(),
         "versions": versions_of("numpy"),
         "BLAS": [
@@ -106,16 +120,18 @@ def main() -> None:
     }
     write(results, given.json)  # a file that cannot be written is told now
     print(header(results), flush=True)
-    for name in given.sections:
-        for i in range(2 if name in TWICE else 1):
-            print(f"\n{name}" + (f", turn {i + 1} of 2" if name in TWICE else ""), flush=True)
-            try:
-                figures: Any = SECTIONS[name](given)
-            except NotMeasured as why:
-                print(f"  left out: {why}")
-                figures = {"not measured": str(why)}
-            results["sections"].setdefault(name, []).append(figures)
-            write(results, given.json)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then, too
+    with busy(given.busy):
+        for name in given.sections:
+            for i in range(2 if name in TWICE else 1):
+                print(f"\n{name}" + (f", turn {i + 1} of 2" if name in TWICE else ""), flush=True)
+                try:
+                    figures: Any = SECTIONS[name](given)
+                except NotMeasured as why:
+                    print(f"  left out: {why}")
+                    figures = {"not measured": str(why)}
+                results["sections"].setdefault(name, []).append(figures)
+                write(results, given.json)
 
 
 def write(results: Figures, path: str | None) -> None:
@@ -129,15 +145,28 @@ def write(results: Figures, path: str | None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all)")
+    add("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all but compare)")
     add("--peers", default=",".join(PEERS), metavar="LIST", help="of torch,jax,sklearn, or none (all)")
     add("--optimizer", choices=OPTIMIZERS, help="(both)")
-    add("--networks", metavar="LIST", help="such as 20-64-32-2,256x8-10, of steps and threads (all)")
+    add("--networks", metavar="LIST", help="such as 20-64-32-2,256x8-10, of steps, compare and threads (all)")
     add("--threads", type=int, metavar="N", help="of every contender (one a core)")
     add("--rounds", type=int, default=ROUNDS, metavar="N", help=f"turns of each contender ({ROUNDS})")
+    add("--busy", type=int, default=0, metavar="N", help="processes that each keep a thread busy meanwhile (none)")
+    add("--plain", action="store_true", help="compare without compiled steps")
     add("--json", metavar="FILE", help="all figures, with versions, machine and date")
-    given = parser.parse_args(arguments)
-    given.sections = given.sections or list(SECTIONS)
+    given = parser.parse_intermixed_args(arguments)
+    given.commit = None
+    if "compare" in given.sections:
+        after = given.sections.index("compare") + 1
+        if after == len(given.sections):
+            parser.error("compare needs a commit to compare with: compare COMMIT")
+        try:
+            given.commit = comparison.commit_of(given.sections.pop(after))
+        except NotMeasured as why:
+            parser.error(str(why))
+    elif given.plain:
+        parser.error("--plain is an option of compare")
+    given.sections = given.sections or [name for name in SECTIONS if name != "compare"]
     given.peers = [] if given.peers == "none" else given.peers.split(",")
     given.optimizers = [given.optimizer] if given.optimizer else list(OPTIMIZERS)
     given.networks = given.networks.split(",") if given.networks else []
@@ -150,6 +179,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"no {word} {', '.join(unknown)}: there are {', '.join(there)}")
     if given.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {given.rounds}")
+    if given.busy < 0:
+        parser.error(f"--busy must be at least 0, got {given.busy}")
     there = number_of_cores()
     if given.threads is None:
         given.threads = there
@@ -189,7 +220,7 @@ CORES = "DNN_BENCHMARK_CORES"
 def hold_threads(threads: int, peers: Sequence[str]) -> None:
     """The same number on all sides, and a look whether it is so."""
     os.environ["DNN_NUM_THREADS"] = str(threads)
-    sides = {"dnn": number_of_threads(), "cores": number_of_cores()}
+    sides = {"dnn": threads_of_dnn(), "cores": number_of_cores()}
     # all are loaded now, so that no library comes later with threads of its own
     for name in peers:
         if find_spec(name):
@@ -204,12 +235,24 @@ def hold_threads(threads: int, peers: Sequence[str]) -> None:
         sys.exit(f"benchmark.py: the sides have different threads, not {threads}: {differ}")
 
 
+@contextmanager
+def busy(n: int) -> Iterator[list[int]]:
+    """Have n other processes keep a thread each busy, and give their ids. They end when this process does, however."""
+    endless = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100_000))"
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(n):
+            processes.append(subprocess.Popen([sys.executable, "-I", "-S", "-c", endless]))
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
 def pools() -> list[Figures]:
     return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
-def compiles() -> bool:
-    return get_backend("numpy")._compiles
 
 
 def processor() -> str:
@@ -228,80 +271,13 @@ def header(results: Figures) -> str:
         ", ".join(f"{name} {text}" for name, text in results["versions"].items() if name not in said),
         f"BLAS: {', '.join(results['BLAS'])}",
     ]
+    if n := results["busy processes"]:
+        lines[0] += f", beside {n} busy process{'es' if n > 1 else ''}"
     if kernel := results["OPENBLAS_CORETYPE"]:
         lines[-1] += f"; OPENBLAS_CORETYPE={kernel} is set: every OpenBLAS here runs that kernel, not its own choice"
     if not results["compiled programs"]:
         lines.append("no Numba, or no BLAS of a known form: dnn runs uncompiled, and is dnn, plain")
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------- turns
-
-
-def take_turns(every: Sequence[Contender], rounds: int) -> dict[str, list[float]]:
-    """Microseconds a step of each, round by round. Who goes first changes: the machine's clock and caches drift."""
-    n = {contender.name: steps_of_a_turn(contender) for contender in every}
-    times: dict[str, list[float]] = {contender.name: [] for contender in every}
-    for i in range(rounds):
-        for contender in every if i % 2 == 0 else reversed(every):
-            times[contender.name].append(1e6 * turn(contender, n[contender.name], rested=True))
-    return times
-
-
-def steps_of_a_turn(contender: Contender) -> int:
-    first = turn(contender, 1, rested=True)
-    return max(1, round(TURN / turn(contender, max(1, int(0.2 * TURN / first)))))
-
-
-def summary(times: dict[str, list[float]]) -> dict[str, Figures]:
-    """By name: median, quartiles, and the median ratio to dnn and to dnn without compiled programs, round by round."""
-    return {
-        name: {"median": float(middle), "quartiles": [float(low), float(high)]}
-        | {
-            f"by {ours}": float(np.median(np.array(values) / np.array(times[ours])))
-            for ours in ("dnn", "dnn, plain")
-            if ours in times
-        }
-        for name, values in times.items()
-        for low, middle, high in [quartiles(values)]
-    }
-
-
-def quartiles(values: Any) -> np.ndarray:
-    return np.percentile(values, [25, 50, 75])
-
-
-def spread(values: Any) -> str:
-    low, middle, high = quartiles(values)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def number(value: float) -> str:
-    """Four digits, or all before the point."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def time_in_words(figures: Figures | None) -> str:
-    if figures is None:
-        return "-"
-    low, high = figures["quartiles"]
-    return f"{number(figures['median'])} [{number(low)} {number(high)}]"
-
-
-def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-    return "  " + "  ".join([first.strip().ljust(widths[0]), *rest])
-
-
-class Calls(Contender):
-    """Calls of a function as steps."""
-
-    def __init__(self, name: str, call: Callable[[], object]) -> None:
-        self.name, self._call = name, call
-
-    def steps(self, n: int) -> None:
-        for _ in range(n):
-            self._call()
 
 
 # ---------------------------------------------------------------------------------------------------- steps
@@ -316,12 +292,9 @@ def steps(given: argparse.Namespace) -> list[Figures]:
     rows = []
     print("  Microseconds a step: median [quartiles]. PyTorch: the better of eager (e) and compiled (c).")
     print(aligned(["", *COLUMNS], TIMES), flush=True)
-    for sizes, m, dtype in NETWORKS:
-        if given.networks and in_words(sizes) not in given.networks:
-            continue
-        for optimizer in given.optimizers:
-            rows.append(one_network(sizes, m, dtype, optimizer, modes, given.rounds))
-            print(times_line(rows[-1]), flush=True)
+    for sizes, m, dtype, optimizer in rows_of(given):
+        rows.append(one_network(sizes, m, dtype, optimizer, modes, given.rounds))
+        print(times_line(rows[-1]), flush=True)
     print(
         "\n  Times those of dnn / of dnn, plain: medians round by round, above 1 dnn is faster. Products of 2048x2048,"
     )
@@ -330,19 +303,23 @@ def steps(given: argparse.Namespace) -> list[Figures]:
     return rows
 
 
+def rows_of(given: argparse.Namespace) -> Iterator[comparison.Row]:
+    for sizes, m, dtype in NETWORKS:
+        if not given.networks or in_words(sizes) in given.networks:
+            for optimizer in given.optimizers:
+                yield sizes, m, dtype, optimizer
+
+
 def one_network(sizes: list[int], m: int, dtype: str, optimizer: str, modes: list[str], rounds: int) -> Figures:
     every, failed = contenders(sizes, m, optimizer, "numpy", modes, dtype)
     every[0].name = "dnn"
     product = Product("numpy", dtype, 2048)
     times = take_turns([*every, product], rounds)
-    low, rate, high = quartiles(product.flops / 1e3 / np.array(times.pop("product")))
+    rate = middle(product.flops / 1e3 / np.array(times.pop("product")))
     row = {"network": in_words(sizes), "batch": m, "dtype": dtype, "optimizer": optimizer, "flops": flops(sizes, m)}
-    row |= {
-        "us a step": summary(times),
-        "product, GFLOP/s": {"median": float(rate), "quartiles": [float(low), float(high)]},
-    }
+    row |= {"us a step": summary(times), "product, GFLOP/s": rate}
     row["share"] = {
-        name: row["flops"] / 1e3 / row["us a step"][name]["median"] / rate
+        name: row["flops"] / 1e3 / row["us a step"][name]["median"] / rate["median"]
         for name in ("dnn", "dnn, plain")
         if name in times
     }
@@ -362,11 +339,6 @@ def columns_of(row: Figures) -> dict[str, tuple[Figures, str]]:
     if of_torch:
         found["PyTorch"] = min(of_torch, key=lambda item: item[0]["median"])
     return found
-
-
-def name_of(row: Figures) -> str:
-    dtype = ", float64" if row["dtype"] == "float64" else ""
-    return f"{row['network']}, {row['batch']}, {row['optimizer']}{dtype}"
 
 
 def times_line(row: Figures) -> str:
@@ -578,27 +550,6 @@ def overhead(given: argparse.Namespace) -> Figures:
     return figures
 
 
-def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> Callable[[], None]:
-    """One epoch of steps and of taking their rows, and nothing else."""
-    from dnn.data import prepare
-
-    examples = prepare(network, X, Y, fitting=True)
-    twin = dnn.Network(network.layer_sizes, seed=network.seed)
-    step = TrainStep(twin, dnn.SGD(0.1).bind(twin.parameters), examples, batch_size)
-    rows = [np.arange(start, start + batch_size) for start in range(0, len(X), batch_size)]
-    step.load(rows[0])
-    with twin.backend.stream():
-        run = twin.backend.capture(step if len(rows) == 1 else step.on_rows(step))
-
-    def epoch() -> None:
-        for of_batch in rows:
-            if len(rows) > 1:
-                step.rows[...] = of_batch
-            run()
-
-    return epoch
-
-
 # ----------------------------------------------------------------------------------------------- course
 
 
@@ -636,6 +587,85 @@ def plain_model(X: np.ndarray, Y: np.ndarray, sizes: list[int], initializer: str
     return [cost for i in range(iterations) for cost in [model.step()] if i % 100 == 0]
 
 
+# ------------------------------------------------------------------------------------------------ start
+
+STARTS = [([784, 256, 128, 10], 128), ([2, 20, 3, 1], 400)]
+STARTS_AT_MOST = 5
+"""Of one kind. Where all is compiled anew, one takes seconds."""
+
+
+def start(given: argparse.Namespace) -> list[Figures]:
+    """Fresh processes that find nothing compiled: the first fit, of one epoch of one batch, and its like after it."""
+    times = min(given.rounds, STARTS_AT_MOST)
+    print(f"  Milliseconds: median [quartiles] of {times} fresh processes that find nothing compiled. The first fit's")
+    print("  time less that of an equal one after it is what comes before its first step.")
+    rows = []
+    for sizes, m in STARTS:
+        found = [fresh_process("fit", in_words(sizes), str(m)) for _ in range(times)]
+        rows.append({"network": in_words(sizes), "batch": m, "ms": of_each(found)})
+        print(f"  {in_words(sizes)}, batch {m}: {all_in_words(rows[-1]['ms'])}", flush=True)
+    fresh_process("import")  # what Python compiles once is on the disk
+    rows.append({"import": True, "ms": of_each([fresh_process("import") for _ in range(times)])})
+    print(f"  import numpy, then dnn: {all_in_words(rows[-1]['ms'])}", flush=True)
+    return rows
+
+
+def fresh_process(*arguments: str) -> Figures:
+    with tempfile.TemporaryDirectory() as cache:
+        nowhere = {"NUMBA_CACHE_DIR": cache, "XDG_CACHE_HOME": cache}
+        command = [sys.executable, fresh.__file__, *arguments]
+        done = subprocess.run(command, env=os.environ | nowhere, capture_output=True, text=True)
+    if done.returncode:
+        raise NotMeasured(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout)
+
+
+def of_each(found: list[Figures]) -> dict[str, Figures]:
+    return {name: middle([figures[name] for figures in found]) for name in found[0]}
+
+
+def all_in_words(figures: dict[str, Figures]) -> str:
+    return ", ".join(f"{name} {time_in_words(measured)}" for name, measured in figures.items())
+
+
+# ------------------------------------------------------------------------------------------ activations
+
+ACTIVATIONS = ["relu", "tanh", "sigmoid", "gelu"]
+
+
+def activations(given: argparse.Namespace) -> list[Figures]:
+    sizes, m, rows = [784, 256, 128, 10], 128, []
+    widths = [35, *[29] * len(ACTIVATIONS)]
+    print("  Microseconds a step: median [quartiles], times those of relu, the median round by round.")
+    print(aligned(["", *ACTIVATIONS], widths), flush=True)
+    for dtype in ("float32", "float64"):
+        for optimizer in given.optimizers:
+            every = []
+            for name in ACTIVATIONS:
+                try:
+                    every.append(Dnn(sizes, *batch(sizes, m, dtype), optimizer, "numpy", dtype, activation=name))
+                except ValueError:  # dnn has no such activation
+                    continue
+                every[-1].name = name
+            row = {"network": in_words(sizes), "batch": m, "dtype": dtype, "optimizer": optimizer}
+            row["us a step"] = measured = summary(take_turns(every, given.rounds), to=["relu"])
+            rows.append(row)
+            cells = [activation_in_words(measured.get(name)) for name in ACTIVATIONS]
+            print(aligned([name_of(row), *cells], widths), flush=True)
+    return rows
+
+
+def activation_in_words(figures: Figures | None) -> str:
+    return f"{time_in_words(figures)} x {figures['by relu']:.2f}" if figures else "-"
+
+
+# ---------------------------------------------------------------------------------------------- compare
+
+
+def compare(given: argparse.Namespace) -> Figures:
+    return comparison.compare(given.commit, rows_of(given), given.threads, given.rounds, given.plain)
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "steps": steps,
     "epochs": epochs,
@@ -643,6 +673,9 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "threads": threads,
     "overhead": overhead,
     "course": course,
+    "start": start,
+    "activations": activations,
+    "compare": compare,
 }
 
 TWICE = ("overhead", "course")

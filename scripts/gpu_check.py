@@ -17,46 +17,39 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from facts import ROOT, NotMeasured, commit, data_with, flops, in_words, versions_of
+from tables import Figures
 
 import dnn
 from dnn import course
-from dnn.backends import BackendUnavailableError, get_backend, use_backend
+from dnn.activations import ACTIVATIONS
+from dnn.backends import BackendUnavailableError, get_backend, use_backend, use_compiled_steps
 from dnn.batches import Batches
 from dnn.data import prepare
 from dnn.files import write_whole
+from dnn.heads import HEADS
 from dnn.memory import GB, training_bytes
 from dnn.optimizers import OPTIMIZERS
-from dnn.outputs import OUTPUTS
-from dnn.precision import check_precision, working_copies
-from dnn.step import ACTIVATIONS, training_step
+from dnn.precision import check_precision
+from dnn.state import TrainingState
+from dnn.step import TRAIN, Step
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "scripts" / "results"
 ROUNDS = 15
 SEEDS = 3
-
-Figures = dict[str, Any]
-
-
-class NotMeasured(Exception):
-    """What a part needs is not here; it says what."""
-
 
 Parts = Iterator[tuple[str, Callable[[], Figures]]]
 """Of a stage: each part's name, and what measures it. Figures with "ok": False are a failure."""
@@ -142,34 +135,6 @@ class Results:
             write_whole({str(self._path): (json.dumps(self._all, indent=1) + "\n").encode()})
 
 
-def commit() -> str:
-    """Of the code, with a plus where it has changed since; where there is no git, what DNN_COMMIT says."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    head = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!scripts/results", ":!README.md")
-    return head + ("+" if changed else "") if head else os.environ.get("DNN_COMMIT", "unknown")
-
-
-def versions_of(backend: str) -> Figures:
-    found: Figures = {"python": platform.python_version(), "system": platform.platform()}
-    packages = "numpy cupy-cuda12x cupy-cuda13x cupy nvmath-python numba torch jax scikit-learn"
-    for package in packages.split():
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        pass
-    return found | get_backend(backend).facts()
-
-
 # ------------------------------------------------------------------------------------------- correctness
 
 
@@ -224,7 +189,7 @@ def engine_against_numpy(backend: str) -> Figures:
         "linear": X[:, :3] - X[:, 3:6],
     }
     furthest = {}
-    for output, optimizer, activation in product(OUTPUTS, OPTIMIZERS, ACTIVATIONS):
+    for output, optimizer, activation in product(HEADS, OPTIMIZERS, ACTIVATIONS):
         trained = []
         for name in (backend, "numpy"):
             units = 1 if output == "sigmoid" else 3
@@ -258,7 +223,7 @@ def rows_taken(backend: str) -> list[list[int]]:
     taken = []
     reorder = Batches.reorder
 
-    def noting(batches: Batches[Any], rows: np.ndarray) -> None:
+    def noting(batches: Batches, rows: np.ndarray) -> None:
         reorder(batches, rows)
         taken.append(get_backend(backend).to_numpy(batches._order).tolist())
 
@@ -277,27 +242,30 @@ def captured_against_eager(backend: str) -> Figures:
     differ: dict[str, float] = {}
     for precision in ("float32", *its.precisions):
         weights = []
-        for capture in (its.capture, lambda step: step):
+        for captured in (True, False):
             network = dnn.Network([20, 64, 32, 3], output="softmax", seed=1, backend=backend)
-            reduced = check_precision(network, precision)
-            with its.stream():
-                update = dnn.Adam(0.01).bind(network.parameters)
+            reduced = check_precision(network.dtype, its, precision)
+            with its.stream(), use_compiled_steps(captured):
                 examples = prepare(network, X, Y, fitting=True).on(its)
-                mixed = working_copies(reduced, network.parameters)
+                state = TrainingState(dnn.Adam(0.01), network.parameters)
+                state.set_precision(reduced, network.parameters)
                 order = its.asarray(np.arange(58))
-                runs = []
+                steps = []
                 for rows in (order[:32], order[32:]):
-                    step = training_step(network, update, examples, len(rows), precision=reduced, mixed=mixed)
-                    step.rows[...] = rows
-                    runs.append(capture(step.on_rows(step)))
+                    step = Step(
+                        network, examples, len(rows), TRAIN, optimizer=state.optimizer, state=state.arrays,
+                        precision=reduced,
+                    )  # fmt: skip
+                    steps.append(step.compile())
+                    step.array("rows")[...] = rows
                 for i in range(25):
-                    update.learning_rate = 0.01 / (1 + i)
-                    for run in runs:
-                        run()
+                    state.learning_rate = 0.01 / (1 + i)
+                    for step in steps:
+                        step()
             its.synchronize()
             weights.append(weights_of(network))
         differ[precision] = float(np.abs(weights[0] - weights[1]).max())
-    # NumPy's compiled programs sum in another order than NumPy: only a graph is what it was recorded from
+    # NumPy's compiled steps sum in another order than NumPy: only a graph is what was captured
     return within("weights differ by", max(differ.values()), 1e-5 if backend == "numpy" else 0) | {"each": differ}
 
 
@@ -339,7 +307,7 @@ def fed_against_on_device(backend: str) -> Figures:
 def limit_of_feeding(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> float:
     """A memory_limit that holds the training, and X only where it is no larger than the buffers that feed it."""
     examples = prepare(network, X, Y, fitting=True)
-    return (1 + training_bytes(network, examples, examples.m, batch_size, dnn.Adam(), fed=True)) / GB
+    return (1 + training_bytes(network, examples, np.arange(examples.m), batch_size, dnn.Adam(), fed=True)) / GB
 
 
 def memory_over_fits(backend: str) -> Figures:
@@ -364,14 +332,6 @@ def bytes_held(backend: str) -> tuple[int, int]:
     xp = get_backend(backend).xp
     free, total = xp.cuda.runtime.memGetInfo()
     return xp.get_default_memory_pool().total_bytes(), total - free
-
-
-def data_with(*files: str) -> Path:
-    """The folder of the assignment's data, looked for as the tests do."""
-    for place in (os.environ.get("DNN_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
-        if place and all((Path(place) / "data" / file).exists() for file in files):
-            return Path(place) / "data"
-    raise NotMeasured(f"no {', '.join(files)} in the folder data of DNN_SHARED, ../shared or ./shared")
 
 
 def published_costs(backend: str) -> Figures:
@@ -433,10 +393,6 @@ def steps_of(backend: str, runs: list[tuple[list[int], int, int]], shares: bool 
         yield f"{in_words(sizes)}, batch {m}, {optimizer}, {precision}", lambda a=arguments: compare_steps(*a)
 
 
-def in_words(sizes: list[int]) -> str:
-    return "256x8-10" if sizes == [*[256] * 9, 10] else "-".join(map(str, sizes))
-
-
 def compare_steps(
     backend: str, sizes: list[int], m: int, n: int, optimizer: str, precision: str, shares: bool
 ) -> Figures:
@@ -466,12 +422,6 @@ def compare_steps(
         figures["share of it"] = round(flops(sizes, m) / (ours * 1e-6) / 1e12 / rate, 3)
         give_back_memory(backend)
     return figures
-
-
-def flops(sizes: list[int], m: int) -> int:
-    """Of a step's products: forward, dW, and dA of all layers but the first."""
-    layers = [a * b for a, b in pairwise(sizes)]
-    return 2 * m * (3 * sum(layers) - layers[0])
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, Figures]:

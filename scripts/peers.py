@@ -5,6 +5,9 @@ where the last layer has one unit.
 
 precision   float32: products of float32 numbers, not rounded to TF32; float64; bfloat16: layers in bfloat16, float32
             weights beside them, each library's own way of it
+
+Of the engine's inner parts the CPU benchmark uses what stands here. `benchmark.py compare` drives Dnn and uncompiled()
+of other commits too, by the arguments that they have here but activation: later ones must keep them.
 """
 
 from __future__ import annotations
@@ -12,9 +15,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,66 +27,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import numpy as np
+from turns import Contender, after_five_steps, turn
 
 import dnn
 from dnn.backends import get_backend, register, registered
+from dnn.backends.codegen.threads import number_of_threads
 from dnn.backends.numpy_backend import NumpyBackend
+from dnn.batches import in_place
 from dnn.data import prepare
-from dnn.precision import check_precision, working_copies
-from dnn.step import training_step
+from dnn.precision import check_precision, compute_dtype
+from dnn.state import TrainingState
+from dnn.step import GATHERED, IN_PLACE, TRAIN, Step
 
 LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
-class Contender:
-    name: str
-    apart: float
-    """From dnn's weights, after five steps."""
-
-    def running(self) -> AbstractContextManager[object]:
-        """What its steps run in: one turn, as one fit would."""
-        return nullcontext()
-
-    def steps(self, n: int) -> None:
-        """Queue n steps."""
-        raise NotImplementedError
-
-    def wait(self) -> None:
-        """Until they are done."""
-
-    def weights(self) -> list[np.ndarray]:
-        """[W1, b1, ...]."""
-        raise NotImplementedError
-
-
-def rest() -> None:
-    """Until the threads of what ran before are idle.
-
-    OpenBLAS's spin on for 30 to 110 ms after their last product, by the processor's clock, and OpenMP's for a while
-    too, on the cores that the next contender is to have for itself. With them JAX's steps took half as long again.
-    """
-    for _ in range(50):
-        used = time.process_time()
-        time.sleep(0.01)
-        if time.process_time() - used < 0.001:
-            return
-
-
-def turn(contender: Contender, n: int, rested: bool = False) -> float:
-    """Seconds a step: n steps, after one that does not count, and begun at rest where asked."""
-    if rested:
-        rest()
-    with contender.running():
-        contender.steps(1)
-        contender.wait()
-        started = time.perf_counter()
-        contender.steps(n)
-        contender.wait()
-        return (time.perf_counter() - started) / n
-
-
 UNCOMPILED = "numpy, uncompiled"
+
+
+def compiles() -> bool:
+    """Whether dnn's steps on NumPy are compiled here."""
+    backend = get_backend("numpy")
+    assert isinstance(backend, NumpyBackend)
+    return backend.compiles()
+
+
+def threads_of_dnn() -> int:
+    """As many as its steps on NumPy may run on."""
+    return number_of_threads()
 
 
 def uncompiled() -> str:
@@ -93,9 +64,8 @@ def uncompiled() -> str:
     class Uncompiled(NumpyBackend):
         name = UNCOMPILED
 
-        def __init__(self) -> None:
-            super().__init__()
-            self._compiles = False
+        def compiles(self) -> bool:
+            return False
 
     if UNCOMPILED not in registered():
         register(UNCOMPILED, Uncompiled)
@@ -104,21 +74,29 @@ def uncompiled() -> str:
 
 class Dnn(Contender):
     def __init__(
-        self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, backend: str, precision: str = "float32"
+        self,
+        sizes: list[int],
+        X: np.ndarray,
+        Y: np.ndarray,
+        optimizer: str,
+        backend: str,
+        precision: str = "float32",
+        activation: str = "relu",
     ) -> None:
         self.name = "dnn, plain" if backend == UNCOMPILED else f"dnn on {backend}"
         dtype = "float64" if precision == "float64" else "float32"
-        self.network = dnn.Network(sizes, output=output_of(sizes), seed=1, dtype=dtype, backend=backend)
+        self.network = dnn.Network(sizes, activation, output_of(sizes), seed=1, dtype=dtype, backend=backend)
         self._backend = self.network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
-        reduced = check_precision(self.network, precision)
+        reduced = check_precision(self.network.dtype, self._backend, precision)
         with self._backend.stream():
             examples = prepare(self.network, X, Y, fitting=True).on(self._backend)
-            update = configuration.bind(self.network.parameters)
-            mixed = working_copies(reduced, self.network.parameters)
-            self._step = training_step(self.network, update, examples, len(X), precision=reduced, mixed=mixed)
-            self._step.load(self._backend.asarray(np.arange(len(X))))
-            self._run = self._backend.capture(self._step)
+            state = TrainingState(configuration, self.network.parameters)
+            state.set_precision(reduced, self.network.parameters)
+            dtype = compute_dtype(self.network.dtype, self._backend, reduced)
+            examples = in_place(self._backend, examples, np.arange(len(X)), dtype)
+            step = Step(self.network, examples, len(X), TRAIN, IN_PLACE, configuration, state.arrays, reduced)
+            self._run = step.compile()
 
     def running(self) -> AbstractContextManager[object]:
         return self._backend.stream()
@@ -135,6 +113,25 @@ class Dnn(Contender):
     def weights(self) -> list[np.ndarray]:
         parameters, layers = self.network.parameters, range(1, len(self.network.layer_sizes))
         return [self._backend.to_numpy(parameters[f"{kind}{layer}"]).copy() for layer in layers for kind in ("W", "b")]
+
+
+def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> Callable[[], None]:
+    """One epoch of steps and of taking their rows, and nothing else."""
+    examples = prepare(network, X, Y, fitting=True)
+    twin = dnn.Network(network.layer_sizes, seed=network.seed)
+    state = TrainingState(dnn.SGD(0.1), twin.parameters)
+    rows = [np.arange(start, start + batch_size) for start in range(0, len(X), batch_size)]
+    loading = GATHERED if len(rows) > 1 else IN_PLACE
+    with twin.backend.stream():
+        step = Step(twin, examples, batch_size, TRAIN, loading, state.optimizer, state.arrays).compile()
+
+    def epoch() -> None:
+        for of_batch in rows:
+            if len(rows) > 1:
+                step.array("rows")[...] = of_batch
+            step()
+
+    return epoch
 
 
 class Torch(Contender):
@@ -523,7 +520,7 @@ def contenders(
     every: list[Any] = [Dnn(sizes, X, Y, optimizer, backend, precision)]
     start = every[0].weights()
     failed: dict[str, str] = {}
-    expected = _after_five_steps(every[0])
+    expected = after_five_steps(every[0])
     own = {
         "plain": ("dnn, plain", lambda: Dnn(sizes, X, Y, optimizer, uncompiled(), precision)),
         "numpy": (PlainNumpy.name, lambda: PlainNumpy(start, X, Y, optimizer)),
@@ -535,7 +532,7 @@ def contenders(
         name, make = own.get(mode, of_torch)
         try:
             peer: Any = make()
-            apart = difference(_after_five_steps(peer), expected, optimizer)
+            apart = difference(after_five_steps(peer), expected, optimizer)
             if not apart < TOLERANCE[precision]:
                 raise ValueError(f"computes something else: weights differ by {apart:.2g} after 5 steps")
         except Exception as error:  # another library's failure, whatever it is, is no reason to lose the rest
@@ -568,12 +565,6 @@ def difference(weights: list[np.ndarray], expected: list[np.ndarray], optimizer:
     # Adam divides a gradient by its own size: in float32 rounding alone moves some weights by a whole step, and in
     # float64 the two agree to 1e-13. What is computed differently moves most of them
     return float(np.quantile(differences, 0.9) if optimizer == "adam" else differences.max())
-
-
-def _after_five_steps(contender: Any) -> list[np.ndarray]:
-    contender.steps(5)
-    contender.wait()
-    return contender.weights()
 
 
 def precisions(backend: str) -> list[str]:

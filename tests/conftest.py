@@ -1,62 +1,40 @@
-"""`backend`: every test that asks for it runs on each backend. `shared`: the folder of the assignment's data. `gpp` and
-`fused_standin`: the fused kernels on the CPU."""
+"""`backend`: every test that asks for it runs on each backend. `shared`: the folder of the assignment's data."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import standin  # noqa: F401  (registers itself)
-from gpp import FusedStandin, Gpp
 
 from dnn import backends
-from dnn.backends import Backend, BackendUnavailableError, get_backend, use_backend
+from dnn.backends import Backend, BackendUnavailableError, get_backend, use_backend, use_compiled_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's steps run as they are written, operation by operation."""
-    monkeypatch.setattr(get_backend("numpy"), "_compiles", False)
+STEPWISE = "numpy, operation by operation"
 
 
-@pytest.fixture(params=[*backends.registered(), "numpy, uncompiled"])
-def backend(request: pytest.FixtureRequest) -> Backend:
+@pytest.fixture(params=[*backends.registered(), STEPWISE])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
-    if request.param == "numpy, uncompiled":
-        if find_spec("numba") is None:
-            pytest.skip("the extra fast is not installed: numpy is uncompiled")
-        request.getfixturevalue("uncompiled")
-        return get_backend("numpy")
+    if request.param == STEPWISE:
+        if find_spec("llvmlite") is None:
+            pytest.skip("llvmlite is not installed: numpy runs operation by operation")
+        with use_compiled_steps(False):
+            yield get_backend("numpy")
+        return
     try:
-        return get_backend(request.param)
+        found = get_backend(request.param)
     except BackendUnavailableError as error:
         if request.param in os.environ.get("DNN_REQUIRE_BACKENDS", "").split(","):
             pytest.fail(f"DNN_REQUIRE_BACKENDS asks for it: {error}")
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def gpp(tmp_path_factory: pytest.TempPathFactory) -> Gpp:
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    return Gpp(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture
-def fused_standin(gpp: Gpp, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the stand-in device with the fused kernels, run by g++."""
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
-    backends.register(FusedStandin.name, lambda: FusedStandin(gpp))
-    return FusedStandin.name
+    yield found
 
 
 def find_shared() -> Path:
@@ -72,24 +50,16 @@ def shared() -> Path:
     return find_shared()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _compiled_once() -> None:
-    """What a fresh machine compiles for seconds, and says so, is no part of a test."""
-    if find_spec("numba") is not None:
-        from dnn.backends.compiled import kernels
-
-        for dtype in (np.float32, np.float64):
-            kernels.compile_for(np.dtype(dtype))
-
-
 @pytest.fixture(autouse=True)
 def _numpy_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the shell or an earlier test chose is no part of a test."""
-    for name in ("DNN_BACKEND", "DNN_NUM_THREADS"):
+    for name in ("DNN_BACKEND", "DNN_COMPILED", "DNN_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     use_backend(None)
+    use_compiled_steps(None)
     yield
     use_backend(None)
+    use_compiled_steps(None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

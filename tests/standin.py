@@ -1,50 +1,77 @@
 """A stand-in for a GPU: arrays that behave as CuPy's do, over NumPy, and count what a GPU would have to do.
 
 What CuPy refuses is refused here (np.asarray of a device array, NumPy operands, `dot(out=)` of another dtype or order,
-ufunc arguments beyond out, dtype and casting); what it does in silence is counted (allocations, copies between host
-and device, waits for the device, hidden copies). `empty` is poisoned, rows out of range wrap. Launches are done at
-once; a copy on a stream of its own as late as it may be, and one that may hit what is still in use is an error.
+`out` of another shape, `min(out=)`, ufunc arguments beyond out, dtype and casting); what it does in silence is counted
+(allocations, copies between host and device, waits for the device, hidden copies). `empty` is poisoned, rows out of
+range wrap. Work is done at once; a copy on a stream of its own as late as it may be, and one that may hit what is still
+in use is an error.
+
+While a step is captured, work is recorded in place of done, and what a CUDA graph could not hold is an error; replaying
+the graph does the work. Products go through the cuBLAS calls of the CuPy backend, to a cuBLAS in NumPy.
 """
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 
 from dnn.backends import Backend, Feeder, register
-from dnn.backends.cupy_backend import PinnedFeeder
+from dnn.backends.base import compiled_steps
+from dnn.backends.cublas import Products
+from dnn.backends.cupy_backend import PinnedFeeder, _Graph
+
+Work = Callable[[], object]
 
 
 class Device:
-    """`counts` of what was asked of the device: launches, products, allocations, hidden_copies, h2d, d2h, syncs, and
-    event_waits of the host, for a point in the work and not for all of it."""
+    """`counts` of what was asked of the device: launches, products, graphs (replays), allocations, hidden_copies, h2d,
+    d2h, syncs, and event_waits of the host, for a point in the work and not for all of it."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.allocated = 0
         """Bytes, over all the device's life: nothing is taken back."""
-        self._capturing = False
+        self.recording: Graph | None = None
+        self.has_own_allocator = False
 
     def count(self, what: str) -> None:
-        if self._capturing and what not in ("launches", "products"):
+        """Something that cannot be part of a graph."""
+        if self.recording is not None:
             raise RuntimeError(f"{what} while a step is captured")
         self.counts[what] += 1
 
-    @contextmanager
-    def capture(self) -> Iterator[Counter[str]]:
-        """As a CUDA graph capture: nothing but launches and products. Gives the counts of the block alone."""
-        before, self.counts, self._capturing = self.counts, Counter(), True
-        try:
-            yield self.counts
-        finally:
-            self._capturing = False
-            self.counts = before + self.counts
+    def do(self, work: Work, reads: tuple[Any, ...] = (), what: str = "launches", times: int = 1) -> None:
+        """Work for MAIN: now, or where a step is captured, at every replay. `times`: the kernels that it takes."""
+        if self.recording is not None:
+            self.recording.counts[what] += times
+            self.recording.work.append((work, reads))
+            return
+        self.counts[what] += times
+        _do(work, reads)
+
+    def temporary(self) -> None:
+        """An array that CuPy takes and gives back within one call."""
+        if self.recording is not None and not self.has_own_allocator:
+            raise RuntimeError("a temporary array of the common pool while a step is captured")
+
+
+class Graph:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.work: list[tuple[Work, tuple[Any, ...]]] = []
+
+    def launch(self) -> None:
+        device.count("graphs")
+        for work, reads in self.work:
+            _do(work, reads)
 
 
 device = Device()
@@ -55,8 +82,9 @@ class Stream:
 
     def __init__(self, non_blocking: bool = False) -> None:
         self.queued = 0
-        self.copies: list[tuple[int, Callable[[], None]]] = []
+        self.copies: list[tuple[int, Work]] = []
         self.sees: Counter[Stream] = Counter()
+        self.ptr = id(self)
 
     def wait_event(self, event: Event) -> None:
         _do_copies(event.sees)
@@ -65,6 +93,15 @@ class Stream:
     def synchronize(self) -> None:
         device.count("syncs")
         _host_sees(self.sees | Counter({self: self.queued}))
+
+    def begin_capture(self) -> None:
+        assert device.recording is None and self is MAIN
+        device.recording = Graph()
+
+    def end_capture(self) -> Graph:
+        graph, device.recording = device.recording, None
+        assert graph is not None
+        return graph
 
 
 class Event:
@@ -84,9 +121,17 @@ HOST = Stream()
 MAIN = Stream()
 """Where launches go."""
 last_read: dict[int, int] = {}
-"""By the address of device memory: the launch on MAIN that took rows of it."""
+"""By the address of device memory that is copied into: the work on MAIN that read it last."""
 last_copied: dict[int, tuple[Stream, int]] = {}
 """By the address of host memory: the copy from it."""
+
+
+def _do(work: Work, reads: tuple[Any, ...]) -> None:
+    MAIN.queued += 1
+    for array in reads:
+        if (address := _address(array.host)) in last_read:
+            last_read[address] = MAIN.queued
+    work()
 
 
 def _do_copies(sees: Counter[Stream]) -> None:
@@ -120,40 +165,52 @@ class DeviceArray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
     shape = property(lambda self: self.host.shape)
+    strides = property(lambda self: self.host.strides)
     dtype = property(lambda self: self.host.dtype)
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
     nbytes = property(lambda self: self.host.nbytes)
     flags = property(lambda self: self.host.flags)
     T = property(lambda self: DeviceArray(self.host.T))
+    data = property(lambda self: SimpleNamespace(ptr=_address(self.host)))
 
     def __len__(self) -> int:
         return len(self.host)
 
     def reshape(self, *shape: Any) -> DeviceArray:
         reshaped = self.host.reshape(*shape)
-        return DeviceArray(reshaped) if np.shares_memory(reshaped, self.host) else new(reshaped)
+        if self.size and not np.may_share_memory(reshaped, self.host):
+            device.count("launches")
+            return new(reshaped)
+        return DeviceArray(reshaped)
+
+    def view(self, dtype: Any) -> DeviceArray:
+        return DeviceArray(self.host.view(dtype))
 
     def astype(self, dtype: Any, copy: bool = True) -> DeviceArray:
-        return self if not copy and dtype == self.dtype else _launched(self.host.astype(dtype))
+        return self if not copy and dtype == self.dtype else _result(self.host.astype(dtype))
 
     def copy(self) -> DeviceArray:
-        return _launched(self.host.copy())
+        return _result(self.host.copy())
 
     def fill(self, value: float) -> None:
-        device.count("launches")
-        self.host.fill(value)
+        device.do(lambda: self.host.fill(value))
 
     def __getitem__(self, key: Any) -> DeviceArray:
         if isinstance(key, DeviceArray):
             if key.dtype == bool:
                 device.count("syncs")  # how many are True decides the shape
-            return _launched(self.host[key.host])
+            return _result(self.host[key.host])
         return DeviceArray(self.host[key])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        device.count("launches")
-        self.host[key] = _unwrap(value)
+        source = _unwrap(value)
+        reads = (value,) if isinstance(value, DeviceArray) else ()
+
+        def write() -> None:
+            self.host[key] = source
+
+        device.do(write, reads)
 
     def get(self) -> np.ndarray:
         device.count("d2h")
@@ -164,7 +221,7 @@ class DeviceArray:
         device.count("h2d")
         if source.dtype != self.dtype or source.shape != self.shape:
             raise ValueError("set takes an array of the same dtype and shape")
-        if (stream.sees | HOST.sees)[MAIN] < last_read.get(_address(self.host), 0):
+        if (stream.sees | HOST.sees)[MAIN] < last_read.setdefault(_address(self.host), 0):
             raise RuntimeError("a copy into device memory that may still be read")
         before, number = last_copied.get(_address(source), (stream, 0))
         if HOST.sees[before] < number:
@@ -191,10 +248,10 @@ class DeviceArray:
         return self._read(np.ndarray.item)
 
     def all(self) -> DeviceArray:
-        return _launched(np.asarray(self.host.all()))
+        return _result(np.asarray(self.host.all()))
 
     def sum(self, axis: int | None = None) -> DeviceArray:
-        return _launched(np.asarray(self.host.sum(axis)))
+        return _result(np.asarray(self.host.sum(axis)))
 
     def __repr__(self) -> str:
         return repr(self._read(np.ndarray.copy))
@@ -205,21 +262,25 @@ def _operators() -> None:
         function = getattr(operator, f"__{name}__")
 
         def forward(self: DeviceArray, other: Any, function: Any = function) -> DeviceArray:
-            return _launched(function(self.host, _unwrap(other)))
+            return _result(function(self.host, _unwrap(other)))
 
         def reflected(self: DeviceArray, other: Any, function: Any = function) -> DeviceArray:
-            return _launched(function(_unwrap(other), self.host))
+            return _result(function(_unwrap(other), self.host))
 
         def in_place(self: DeviceArray, other: Any, function: Any = function) -> DeviceArray:
-            device.count("launches")
-            self.host[...] = function(self.host, _unwrap(other))
+            operand = _unwrap(other)
+
+            def write() -> None:
+                self.host[...] = function(self.host, operand)
+
+            device.do(write)
             return self
 
         setattr(DeviceArray, f"__{name}__", forward)
         setattr(DeviceArray, f"__r{name}__", reflected)
         if name in ("add", "sub", "mul", "truediv"):
             setattr(DeviceArray, f"__i{name}__", in_place)
-    DeviceArray.__neg__ = lambda self: _launched(-self.host)  # type: ignore[attr-defined]
+    DeviceArray.__neg__ = lambda self: _result(-self.host)  # type: ignore[attr-defined]
     DeviceArray.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
@@ -234,23 +295,43 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _launched(result: Any, out: DeviceArray | None = None) -> DeviceArray:
+def _result(result: Any) -> DeviceArray:
+    """What a launch gives in an array of its own."""
     device.count("launches")
-    return new(np.asarray(result)) if out is None else out
+    return new(np.asarray(result))
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """As the device multiplies: what is of 16 bits with sums in float32, then rounded."""
-    if a.dtype.itemsize > 2:
-        return np.dot(a, b)
-    return np.dot(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+def _count_overlaps(out: DeviceArray, operands: tuple[Any, ...]) -> None:
+    for operand in operands:
+        if isinstance(operand, DeviceArray) and operand is not out and np.may_share_memory(operand.host, out.host):
+            device.count("hidden_copies")
+
+
+def _arrays(operands: tuple[Any, ...]) -> tuple[DeviceArray, ...]:
+    return tuple(operand for operand in operands if isinstance(operand, DeviceArray))
+
+
+class MemoryPool:
+    def malloc(self, size: int) -> None:
+        raise AssertionError("only its identity is used")
 
 
 class Cuda:
-    Stream, Event = Stream, Event
+    Stream, Event, MemoryPool = Stream, Event, MemoryPool
 
     def get_current_stream(self) -> Stream:
         return MAIN
+
+    @contextmanager
+    def using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
+        before, device.has_own_allocator = device.has_own_allocator, True
+        try:
+            yield
+        finally:
+            device.has_own_allocator = before
+
+
+WITHOUT_BFLOAT16 = ("logical_not", "logical_xor")
 
 
 class Module:
@@ -272,34 +353,42 @@ class Module:
         def ufunc(
             *arguments: Any, out: DeviceArray | None = None, dtype: Any = None, casting: str = "same_kind"
         ) -> DeviceArray:
+            operands = tuple(map(_unwrap, arguments))
+            if any(getattr(operand, "dtype", None) == bfloat16 for operand in operands):
+                if name in WITHOUT_BFLOAT16:
+                    raise TypeError(f"Wrong type of arguments for cupy_{name}")
+                # a Python number takes the array's dtype; ml_dtypes would take both to float32
+                operands = tuple(bfloat16(x) if isinstance(x, float) else x for x in operands)
             if out is None:
-                return _launched(function(*map(_unwrap, arguments), dtype=dtype, casting=casting))
-            for argument in arguments:
-                other = isinstance(argument, DeviceArray) and argument is not out
-                if other and np.shares_memory(argument.host, out.host):
-                    device.count("hidden_copies")
-            function(*map(_unwrap, arguments), out=out.host, dtype=dtype, casting=casting)
-            return _launched(None, out)
+                return _result(function(*operands, dtype=dtype, casting=casting))
+            if out.shape != np.broadcast_shapes(*map(np.shape, operands)):
+                raise ValueError("Out shape is mismatched")
+            _count_overlaps(out, arguments)
+            device.do(lambda: function(*operands, out=out.host, dtype=dtype, casting=casting), _arrays(arguments))
+            return out
 
         return ufunc
 
     def dot(self, a: DeviceArray, b: DeviceArray, out: DeviceArray | None = None) -> DeviceArray:
-        device.count("products")
+        if device.recording is not None:
+            raise NotImplementedError("cuBLAS by CuPy's handle while a step is captured")
         for operand in (a, b):
             if not (operand.flags.c_contiguous or operand.flags.f_contiguous):
                 device.count("hidden_copies")
         if a.dtype != b.dtype:
             device.count("hidden_copies")
+        device.count("products")
         if out is None:
-            return new(np.asarray(product(a.host, b.host)))
+            return new(np.asarray(multiplied(a.host, b.host)))
         if out.dtype != np.result_type(a.dtype, b.dtype) or not out.flags.c_contiguous:
             raise ValueError("output array is not acceptable (must have the right dtype and be C-contiguous)")
-        if np.shares_memory(a.host, out.host) or np.shares_memory(b.host, out.host):
-            device.count("hidden_copies")
-        out.host[...] = product(a.host, b.host)
+        _count_overlaps(out, (a, b))
+        out.host[...] = multiplied(a.host, b.host)
         return out
 
     def min(self, a: DeviceArray, axis: Any = None, out: Any = None, keepdims: bool = False) -> DeviceArray:
+        if out is not None:
+            raise TypeError("operand type(s) all returned NotImplemented from __array_ufunc__ (cupy issue 9032)")
         return self._reduce(np.min, a, axis, out, keepdims=keepdims)
 
     def max(self, a: DeviceArray, axis: Any = None, out: Any = None, keepdims: bool = False) -> DeviceArray:
@@ -312,34 +401,131 @@ class Module:
         return self._reduce(np.argmax, a, axis, out, keepdims=keepdims)
 
     def _reduce(self, function: Any, a: DeviceArray, axis: Any, out: Any, **settings: Any) -> DeviceArray:
-        return _launched(function(a.host, axis=axis, out=None if out is None else out.host, **settings), out)
+        if out is None:
+            return _result(function(a.host, axis=axis, **settings))
+        if np.may_share_memory(a.host, out.host):
+            device.count("hidden_copies")
+        times = 1
+        if function is not np.argmax or axis is None:
+            device.temporary()  # CUB's workspace and its result, which is then copied into out
+            times = 2
+        device.do(lambda: function(a.host, axis=axis, out=out.host, **settings), (a,), times=times)
+        return out
 
     def where(self, condition: DeviceArray, x: Any, y: Any) -> DeviceArray:
-        return _launched(np.where(condition.host, _unwrap(x), _unwrap(y)))
+        return _result(np.where(condition.host, _unwrap(x), _unwrap(y)))
 
     def take(self, a: DeviceArray, rows: DeviceArray, axis: int | None = None, out: DeviceArray | None = None) -> Any:
         if out is None:
-            return _launched(np.take(a.host, rows.host, axis, mode="wrap"))
+            return _result(np.take(a.host, rows.host, axis, mode="wrap"))
         if out.dtype != a.dtype:
             raise TypeError("output dtype mismatch")
-        MAIN.queued += 1
-        last_read[_address(a.host)] = MAIN.queued
-        np.take(a.host, rows.host, axis, out=out.host, mode="wrap")
-        return _launched(None, out)
+        if out.shape != np.take(np.empty_like(a.host, shape=a.shape), rows.host * 0, axis).shape:
+            raise ValueError("output shape mismatch")
+        device.do(lambda: np.take(a.host, rows.host, axis, out=out.host, mode="wrap"), (a, rows))
+        return out
 
     def put(self, a: DeviceArray, index: DeviceArray, values: DeviceArray) -> None:
-        device.count("launches")
-        np.put(a.host, index.host, values.host, mode="wrap")
+        device.do(lambda: np.put(a.host, index.host, values.host, mode="wrap"), (index, values))
 
-    def copyto(self, a: DeviceArray, b: DeviceArray) -> None:
-        device.count("launches")
-        np.copyto(a.host, b.host)
+    def copyto(
+        self, a: DeviceArray, b: Any, casting: str = "same_kind", where: DeviceArray | bool | None = None
+    ) -> None:
+        source, mask = _unwrap(b), True if where is None else _unwrap(where)
+        _count_overlaps(a, (b, where))
+        device.do(lambda: np.copyto(a.host, source, casting=casting, where=mask), _arrays((b, where)))
+
+    def arange(self, n: int) -> DeviceArray:
+        return _result(np.arange(n))
 
     def squeeze(self, a: DeviceArray) -> DeviceArray:
         return DeviceArray(np.squeeze(a.host))
 
     def ascontiguousarray(self, a: DeviceArray) -> DeviceArray:
-        return a if a.flags.c_contiguous else _launched(np.ascontiguousarray(a.host))
+        return a if a.flags.c_contiguous else _result(np.ascontiguousarray(a.host))
+
+
+# ---------------------------------------------------------------------------------------------- products
+
+
+def multiplied(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """As the device multiplies: what is of 16 bits with sums in float32, then rounded."""
+    if a.dtype.itemsize > 2:
+        return np.dot(a, b)
+    return np.dot(a.astype(np.float32), b.astype(np.float32)).astype(a.dtype)
+
+
+def in_tf32(array: np.ndarray) -> np.ndarray:
+    """Rounded to ten bits after the point."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & 0xFFFFE000).view(np.float32)
+
+
+class Cublas:
+    """cuBLAS's gemm by its manual, with alpha 1 and beta 0: column-major, c (m, n) = op(a) (m, k) op(b) (k, n)."""
+
+    Math = SimpleNamespace(DISALLOW_REDUCED_PRECISION_REDUCTION=16)
+    ComputeType = SimpleNamespace(COMPUTE_32F=68, COMPUTE_32F_FAST_TF32=77)
+    GemmAlgo = SimpleNamespace(DEFAULT=-1)
+    DTYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: np.dtype(bfloat16)}  # noqa: RUF012
+
+    def create(self) -> int:
+        self.stream: int | None = None
+        return 7
+
+    def set_math_mode(self, handle: int, mode: int) -> None:
+        assert (handle, mode) == (7, 16)
+
+    def set_stream(self, handle: int, stream: int) -> None:
+        self.stream = stream
+
+    def set_workspace(self, handle: int, address: int, size: int) -> None:
+        assert size == Products.WORKSPACE
+
+    def sgemm(self, handle: int, *given: Any) -> None:
+        self._gemm(np.dtype(np.float32), False, *given)
+
+    def dgemm(self, handle: int, *given: Any) -> None:
+        self._gemm(np.dtype(np.float64), False, *given)
+
+    def gemm_ex(self, handle: int, *given: Any) -> None:
+        *before, a, a_type, lda, b, b_type, ldb, zero, c, c_type, ldc, compute, algorithm = given
+        assert a_type == b_type == c_type and algorithm == -1
+        assert compute == 68 or (compute, a_type) == (77, 0)
+        self._gemm(self.DTYPES[a_type], compute == 77, *before, a, lda, b, ldb, zero, c, ldc)
+
+    def _gemm(self, dtype: np.dtype, tf32: bool, *given: Any) -> None:
+        transpose_a, transpose_b, m, n, k, one, a, lda, b, ldb, zero, c, ldc = given
+        assert self.stream == MAIN.ptr
+        of_scale = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
+        assert (_at(one, of_scale, 1, 1, 1), _at(zero, of_scale, 1, 1, 1)) == (1, 0)
+        assert lda >= (k if transpose_a else m) and ldb >= (n if transpose_b else k) and ldc >= m
+        op_a = _at(a, dtype, k, m, lda).T if transpose_a else _at(a, dtype, m, k, lda)
+        op_b = _at(b, dtype, n, k, ldb).T if transpose_b else _at(b, dtype, k, n, ldb)
+        result = _at(c, dtype, m, n, ldc)
+        rounded = in_tf32 if tf32 else np.asarray
+
+        def product() -> None:
+            # the transpose, so that the host's BLAS is asked as NumPy would ask it
+            result.T[...] = multiplied(rounded(op_b).T, rounded(op_a).T)
+
+        device.do(product, what="products")
+
+
+def _at(address: int, dtype: np.dtype, rows: int, columns: int, leading: int) -> np.ndarray:
+    """The matrix there, column-major."""
+    memory = (ctypes.c_char * (((columns - 1) * leading + rows) * dtype.itemsize)).from_address(address)
+    strides = dtype.itemsize, dtype.itemsize * leading
+    return np.ndarray((rows, columns), dtype, memory, strides=strides)
+
+
+# ------------------------------------------------------------------------------------------------ backend
+
+
+class StrictGraph(_Graph):
+    """A step that cannot be captured is an error here."""
+
+    _captured = _Graph._capture
 
 
 class StandinBackend(Backend):
@@ -351,6 +537,9 @@ class StandinBackend(Backend):
         "float16": np.dtype(np.float16),
         "bfloat16": np.dtype(bfloat16),
     }
+
+    def __init__(self) -> None:
+        self._products = Products(self.xp, Cublas())
 
     def memory(self) -> tuple[int, int]:
         return 2**33, 2**34
@@ -370,8 +559,18 @@ class StandinBackend(Backend):
         device.count("h2d")
         return new(np.array(array, dtype))
 
+    def product(self, precision: str | None) -> Any:
+        return self._products.tf32 if precision == "tf32" else self._products
+
+    def compile(self, plan: Any) -> Any:
+        step = self.run_stepwise(plan)
+        return StrictGraph(self.xp, step, MemoryPool().malloc) if compiled_steps() else step
+
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         return PinnedFeeder(self.xp, np.empty, source, batch_size)
+
+    def synchronize(self) -> None:
+        MAIN.synchronize()
 
     def to_numpy(self, array: Any) -> np.ndarray:
         return array.get() if isinstance(array, DeviceArray) else np.asarray(array)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import subprocess
 import sys
@@ -158,18 +157,6 @@ def test_new_arrays_are_contiguous_and_zeros_are_zero(backend: Backend):
             assert array.flags.c_contiguous and array.dtype == np.float32
             assert array.shape == np.empty(shape).shape
         assert not backend.to_numpy(backend.zeros(shape, np.float32)).any()
-
-
-def test_a_backends_own_version_of_a_function_is_found_by_its_name(backend: Backend):
-    def adam() -> None: ...
-
-    def of_no_backend() -> None: ...
-
-    def own(function):
-        return inspect.unwrap(backend.fused(function))  # a backend that records steps has it noted
-
-    assert own(adam) is backend.kernels.get("adam", adam)
-    assert own(of_no_backend) is of_no_backend
 
 
 def test_a_backend_describes_itself(backend: Backend):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,12 @@ from dnn import backends
 sys.path.append(str(ROOT / "scripts"))
 
 import benchmark
-import gpu_check
+import compare
+import facts
+import fresh
 import peers
+import tables
+import turns
 
 SIZES = {"softmax": [6, 5, 4, 3], "sigmoid": [6, 5, 4, 1]}
 
@@ -77,9 +82,9 @@ def test_contenders_take_turns_and_who_is_first_changes(monkeypatch):
         order.append(contender.name)
         return 0.01
 
-    monkeypatch.setattr(benchmark, "turn", turn)
-    every = [benchmark.Calls(name, lambda: None) for name in ("a", "b")]
-    times = benchmark.take_turns(every, 3)
+    monkeypatch.setattr(turns, "turn", turn)
+    every = [turns.Calls(name, lambda: None) for name in ("a", "b")]
+    times = turns.take_turns(every, 3)
     assert order == ["a", "a", "b", "b", *"ab", *"ba", *"ab"]
     assert times == {"a": [1e4] * 3, "b": [1e4] * 3}
 
@@ -87,7 +92,7 @@ def test_contenders_take_turns_and_who_is_first_changes(monkeypatch):
 def test_a_turn_has_one_step_that_does_not_count_and_is_within_its_run():
     done: list[Any] = []
 
-    class Noting(peers.Contender):
+    class Noting(turns.Contender):
         def running(self):
             done.append("begin")
             return super().running()
@@ -95,13 +100,160 @@ def test_a_turn_has_one_step_that_does_not_count_and_is_within_its_run():
         def steps(self, n: int) -> None:
             done.append(n)
 
-    assert peers.turn(Noting(), 4) > 0 and done == ["begin", 1, 4]
+    assert turns.turn(Noting(), 4) > 0 and done == ["begin", 1, 4]
 
 
 def test_ratios_are_taken_round_by_round():
-    figures = benchmark.summary({"dnn": [1.0, 10.0, 2.0], "JAX jit": [3.0, 20.0, 8.0]})
+    figures = tables.summary({"dnn": [1.0, 10.0, 2.0], "JAX jit": [3.0, 20.0, 8.0]})
     assert figures["dnn"] == {"median": 2.0, "quartiles": [1.5, 6.0], "by dnn": 1.0}
     assert figures["JAX jit"]["by dnn"] == 3.0
+
+
+# ---------------------------------------------------------------------------------------- another commit
+
+ROW_OF_COMPARE = ([6, 5, 3], 7, "float64", "adam")
+
+PEERS = """
+import os, sys
+import numpy as np
+
+class Dnn:
+    def __init__(self, sizes, X, Y, optimizer, backend, precision):
+        {start}
+    def running(self): return open(os.devnull)
+    def steps(self, n): pass
+    def wait(self): print("what a checkout prints is no answer")
+    def weights(self): return [np.full((2, 3), {weight})]
+
+def uncompiled(): return "plain"
+"""
+
+
+@pytest.fixture
+def head() -> str:
+    try:
+        return compare.commit_of("HEAD")
+    except facts.NotMeasured as why:
+        pytest.skip(f"no git, or no checkout of it: {why}")
+
+
+def checkout(folder: Path, start: str = "pass", weight: float = 1.0) -> Path:
+    (folder / "scripts").mkdir(parents=True)
+    (folder / "scripts" / "peers.py").write_text(PEERS.format(start=start, weight=weight))
+    return folder
+
+
+def test_a_commit_against_itself(head: str, capsys):
+    with compare.exported(head) as tree:
+        figures = compare.compare(head, [ROW_OF_COMPARE], 1, 3, plain=True, working_tree=tree)
+    assert not tree.exists()
+    (row,) = figures["rows"]
+    assert "failed" not in row and row["weights apart after 5 steps"] == 0 and figures["commit"] == head
+    assert row["us a step"].keys() == {head, "working tree"} and 0.1 < row["ratio"]["median"] < 10
+    *_, columns, line, _, _ = capsys.readouterr().out.splitlines()
+    assert words(columns) == f"{head} working tree ratio apart" and words(line).startswith("6-5-3, 7, adam, float64 ")
+
+
+def compared(there: Path, here: Path, rounds: int = 1, plain: bool = False) -> dict[str, Any]:
+    with compare.worker(there, 1) as theirs, compare.worker(here, 1) as ours:
+        return compare.compare_row(ROW_OF_COMPARE, {"there": theirs, "here": ours}, rounds, plain)
+
+
+def test_both_sides_take_one_turn_a_round(tmp_path: Path):
+    there, here = (checkout(tmp_path / name, "assert backend == 'plain'") for name in ("there", "here"))
+    assert compared(there, here, rounds=2, plain=True)["ratio"]["median"] > 0
+    order: list[str] = []
+
+    def made_up_side(name: str, *seconds: float) -> compare.Ask:
+        times = iter(seconds)
+
+        def ask(method: str, *arguments: Any) -> Any:
+            if method == "turn":
+                order.append(name)
+                return next(times)
+            return {"build": [np.ones(2)], "compilers": {}}[method]
+
+        return ask
+
+    sides = {"there": made_up_side("there", 2e-6, 6e-6, 3e-6), "here": made_up_side("here", 1e-6, 2e-6, 3e-6)}
+    row = compare.compare_row(ROW_OF_COMPARE, sides, 3, False)
+    assert order == ["there", "here"] * 3
+    assert row["ratio"] == {"median": pytest.approx(2), "quartiles": pytest.approx([1.5, 2.5])}
+    line = "6-5-3, 7, adam, float64 3 [2.5 4.5] 2 [1.5 2.5] 2.000 [1.500 2.500] 0"
+    assert words(compare.line(row, sides)) == line
+
+
+def test_sides_that_do_not_compute_the_same_are_not_timed(tmp_path: Path):
+    row = compared(checkout(tmp_path / "there"), checkout(tmp_path / "here", weight=1.5))
+    assert row["failed"] == "they do not compute the same: weights differ by 0.5 after 5 steps"
+    assert "us a step" not in row and words(compare.line(row, [])).endswith("left out: " + row["failed"])
+
+
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [("raise KeyError('W1')", "KeyError: 'W1'"), ("os._exit(3)", r"ended by itself, with 3$")],
+)
+def test_a_side_that_fails_says_so(start: str, why: str, tmp_path: Path):
+    row = compared(checkout(tmp_path / "there", start), checkout(tmp_path / "here"))
+    assert re.search(why, row["failed"])
+
+
+def test_a_worker_imports_nothing_of_another_checkout(tmp_path: Path, monkeypatch):
+    folder = checkout(tmp_path)
+    peers_there = folder / "scripts" / "peers.py"
+    peers_there.write_text("import dnn\n")  # which is not there
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(ROOT)
+    says = pytest.raises(facts.NotMeasured, match=r"No module named 'dnn'|dnn is .*, and not of")
+    with says, compare.worker(folder, 1):
+        pass
+
+
+# -------------------------------------------------------------------------------------- busy processes
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_busy_processes_end_with_the_measurement():
+    with benchmark.busy(2) as pids:
+        assert len(pids) == 2 and not any(map(is_gone, pids))
+    assert all(map(is_gone, pids))
+    with pytest.raises(KeyboardInterrupt), benchmark.busy(1) as pids:
+        raise KeyboardInterrupt
+    assert all(map(is_gone, pids))
+
+
+def test_busy_processes_do_not_outlive_a_benchmark_that_is_killed():
+    program = "import os, benchmark\nwith benchmark.busy(2):\n    os.kill(os.getpid(), 9)"
+    # they hold its standard output: it is at its end when they are
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, timeout=60)
+    assert done.returncode == -9
+
+
+# ---------------------------------------------------------------------------------- start and activations
+
+
+def test_what_a_fresh_process_waits_for():
+    assert benchmark.fresh_process("import").keys() == {"numpy", "dnn"}
+    times = fresh.fits([2, 3, 1], 4)
+    assert times["difference"] == times["first fit"] - times["second fit"]
+    with pytest.raises(benchmark.NotMeasured, match=r"fit x 1 ended with 1: (?s:.*)ValueError"):
+        benchmark.fresh_process("fit", "x", "1")
+
+
+def test_an_activation_that_is_not_there_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "ACTIVATIONS", ["relu", "tanh", "no such"])
+    monkeypatch.setattr(benchmark, "take_turns", lambda every, rounds: {one.name: [len(one.name)] for one in every})
+    rows = benchmark.activations(benchmark.parse(["activations", "--optimizer", "sgd"]))
+    assert [row["dtype"] for row in rows] == ["float32", "float64"] and rows[0]["us a step"].keys() == {"relu", "tanh"}
+    line = "784-256-128-10, 128, sgd 4 [4 4] x 1.00 4 [4 4] x 1.00 -"
+    assert line in [words(line) for line in capsys.readouterr().out.splitlines()]
 
 
 # ------------------------------------------------------------------------------------------------- lines
@@ -163,11 +315,15 @@ def test_threads_have_their_speed_up():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["step"], "no section step: there are steps, epochs, growth, threads, overhead, course"),
+        (["step"], "no section step: there are steps, epochs, growth, threads, overhead, course,"),
         (["--peers", "torch,keras"], "no peer keras: there are torch, jax, sklearn"),
         (["--networks", "1-2"], "no network 1-2: there are 20-64-32-2, 784-256-128-10,"),
         (["--threads", "0"], "--threads must be from 1 to"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--busy", "-1"], "--busy must be at least 0, got -1"),
+        (["steps", "--plain"], "--plain is an option of compare"),
+        (["compare"], "compare needs a commit to compare with: compare COMMIT"),
+        (["compare", "no-such-commit", "steps"], "no commit no-such-commit in "),
     ],
 )
 def test_a_wrong_option_is_told_in_a_line(arguments: list[str], line: str, capsys):
@@ -187,7 +343,7 @@ def test_sides_with_different_threads_are_not_compared(monkeypatch):
 
 
 def test_without_mnist_its_epochs_are_left_out(monkeypatch):
-    monkeypatch.setattr(gpu_check, "ROOT", Path("/nowhere/at/all"))
+    monkeypatch.setattr(facts, "ROOT", Path("/nowhere/at/all"))
     monkeypatch.delenv("DNN_SHARED", raising=False)
     with pytest.raises(benchmark.NotMeasured, match=r"no mnist\.h5"):
         benchmark.epochs(benchmark.parse(["epochs"]))
@@ -196,9 +352,10 @@ def test_without_mnist_its_epochs_are_left_out(monkeypatch):
 def test_a_run_on_one_thread(tmp_path: Path):
     path = tmp_path / "figures.json"
     command = [sys.executable, ROOT / "scripts" / "benchmark.py", "steps", "--peers", "none", "--threads", "1"]
-    command += ["--rounds", "1", "--networks", "20-64-32-2", "--optimizer", "sgd", "--json", path]
+    command += ["--rounds", "1", "--networks", "20-64-32-2", "--optimizer", "sgd", "--busy", "1", "--json", path]
     done = subprocess.run(command, env=os.environ | {"OPENBLAS_CORETYPE": "Haswell"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert ", beside 1 busy process\n" in done.stdout
     assert "OPENBLAS_CORETYPE=Haswell is set" in done.stdout and "20-64-32-2, 32, sgd" in done.stdout
     there = json.loads(path.read_text())
     assert there["threads"] == 1 and there["cores"] == benchmark.number_of_cores() and there["versions"]["numpy"]

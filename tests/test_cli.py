@@ -290,7 +290,7 @@ def test_an_existing_model_is_not_replaced_and_nothing_is_trained_to_find_out(ru
     path = model(run)
     before = contents()
     with monkeypatch.context() as patched:
-        patched.setattr("dnn.cli.train.fit", None)
+        patched.setattr("dnn.network.Network.fit", None)
         one_complaint(run("train", "data.h5", "--out", "trained", "--quiet"), 7, path, "exists already", "--force")
         Path(path).unlink()
         one_complaint(run("train", "data.h5", "--out", "trained", "--quiet"), 7, "history.csv", "exists", "--force")
@@ -842,7 +842,7 @@ def test_evaluate_gives_no_number_that_is_none(run: Run):
 def test_a_place_that_cannot_be_written_is_told_before_any_training(out, words, run: Run, monkeypatch):
     two_parts()
     Path("folder/model.h5").mkdir(parents=True)
-    monkeypatch.setattr("dnn.cli.train.fit", None)
+    monkeypatch.setattr("dnn.network.Network.fit", None)
     before = contents()
     one_complaint(run("train", "data.h5", "--out", out, "--force", "--quiet"), 7, *words)
     assert contents() == before
@@ -886,7 +886,7 @@ def test_an_unexpected_error_is_one_line_too_and_debug_shows_where(run: Run, mon
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("dnn.cli.train.fit", broken)
+    monkeypatch.setattr("dnn.network.Network.fit", broken)
     one_complaint(run("train", two_parts(), "--quiet"), 1, "RuntimeError", "two\\nlines", "--debug")
     ran = run("train", "data.h5", "--quiet", "--debug")
     assert ran.code == 1 and "Traceback" in ran.err and "in broken" in ran.err
@@ -898,7 +898,7 @@ def test_too_little_memory_is_told_in_one_line(run: Run, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 9 EiB")
 
-    monkeypatch.setattr("dnn.cli.train.fit", full)
+    monkeypatch.setattr("dnn.network.Network.fit", full)
     one_complaint(run("train", two_parts(), "--quiet"), 5, "not enough memory", "9 EiB")
 
 
@@ -1016,15 +1016,16 @@ def test_a_file_that_another_program_writes_is_told_as_that():
 
 
 def test_the_number_of_threads_holds_for_the_command_and_no_longer(run: Run, monkeypatch):
-    from dnn.backends.compiled.threads import number_of_threads
+    from dnn.backends.codegen import threads
 
     seen, evaluate = [], dnn.Network.evaluate
 
     def noting(network, *data):
-        seen.append(number_of_threads())
+        seen.append(threads.number_of_threads())
         return evaluate(network, *data)
 
     monkeypatch.setattr(dnn.Network, "evaluate", noting)
+    monkeypatch.setattr(threads, "available_cores", lambda root=None: 8)
     monkeypatch.setenv("DNN_NUM_THREADS", "5")
     path = model(run, None, "--threads", 3)
     assert run("evaluate", path, "data.h5", "--threads", 2).code == 0

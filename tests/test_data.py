@@ -10,9 +10,9 @@ import pytest
 
 import dnn
 from dnn.backends import Backend
+from dnn.batches import in_place
 from dnn.data import examples, prepare
 from dnn.errors import DataError
-from dnn.step import Forward
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((6, 4))
@@ -25,10 +25,9 @@ def network_of(output: str = "sigmoid", units: int = 1, **settings) -> dnn.Netwo
 
 def as_a_batch(network: dnn.Network, given) -> np.ndarray:
     """These examples as the first layer sees them."""
-    examples = prepare(network, given).on(network.backend)
-    step = Forward(network, examples, examples.m)
-    step.load(network.backend.asarray(np.arange(examples.m)))
-    return network.backend.to_numpy(step.X)
+    examples = prepare(network, given)
+    loaded = in_place(network.backend, examples, np.arange(examples.m), network.dtype)
+    return network.backend.to_numpy(loaded.X)
 
 
 class Frame:

@@ -6,16 +6,18 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
 from queue import Queue
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import standin
-from standin import MAIN, Event, Stream, device
+from standin import MAIN, Event, StandinBackend, Stream, device
 
 import dnn
 from dnn.backends import Backend, base, get_backend
@@ -25,7 +27,8 @@ from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
 from dnn.inference import Evaluation
 from dnn.memory import GB, training_bytes
-from dnn.step import TrainStep
+from dnn.state import TrainingState
+from dnn.step import TRAIN, Step
 
 GENERATOR = np.random.default_rng(0)
 FLOATS = GENERATOR.standard_normal((203, 400)).astype(np.float32)
@@ -41,7 +44,7 @@ def too_little(X: np.ndarray, batch_size: int, optimizer: dnn.optimizers.Optimiz
     """GB that hold the training of batches fed, and not X."""
     network = network_of()
     examples = prepare(network, X, Y, fitting=True)
-    return (1 + training_bytes(network, examples, m, min(batch_size, m), optimizer, True)) / GB
+    return (1 + training_bytes(network, examples, np.arange(m), min(batch_size, m), optimizer, True)) / GB
 
 
 def trained(X: np.ndarray, backend: str = "standin", **settings):
@@ -67,13 +70,15 @@ def _nothing_queued(monkeypatch):
 def fed_rows(monkeypatch) -> list[int]:
     """The sizes of the batches that were fed."""
     sizes: list[int] = []
-    load = TrainStep.load
+    batch = PinnedFeeder.batch
 
-    def noting(step, rows, fed=None):
-        sizes.extend([] if fed is None else [len(fed)])
-        load(step, rows, fed)
+    @contextmanager
+    def noting(feeder: PinnedFeeder) -> Iterator[Any]:
+        with batch(feeder) as X:
+            sizes.append(len(X))
+            yield X
 
-    monkeypatch.setattr(TrainStep, "load", noting)
+    monkeypatch.setattr(PinnedFeeder, "batch", noting)
     return sizes
 
 
@@ -92,9 +97,8 @@ def fed_rows(monkeypatch) -> list[int]:
     ],
     ids=["shuffled", "in order", "no smaller last", "split", "validation data"],
 )
+@pytest.mark.parametrize("backend", ["standin", "cupy"], indirect=True)  # on NumPy the device is the host
 def test_fed_from_the_host_the_training_is_the_same_to_the_bit(X, settings, backend: Backend, fed_rows):
-    if backend.name == "numpy":
-        pytest.skip("the device is the host")
     if "validation_data" in settings and X is BYTES:
         settings = {"validation_data": (BYTES[:20], Y[:20])}
     expected = trained(X, backend.name, **settings)
@@ -105,16 +109,25 @@ def test_fed_from_the_host_the_training_is_the_same_to_the_bit(X, settings, back
     assert fed_rows == 3 * ([batch_size] * (m // batch_size) + last)
 
 
-def test_a_single_batch_is_fed_once(fed_rows):
+def test_of_a_single_batch_only_its_rows_are_moved_once(fed_rows, monkeypatch):
     # most of the data is held back, so that a batch of all the rest and its buffers take less than X
     settings = {"validation_split": 0.9, "batch_size": 100}
-    assert fed(FLOATS, **settings) == trained(FLOATS, **settings)
-    assert fed_rows == [20]
+    expected, moved, asarray = trained(FLOATS, **settings), [], StandinBackend.asarray
+
+    def noting(backend: StandinBackend, array: Any, dtype: Any = None) -> Any:
+        if np.ndim(array) == 2 and np.shape(array)[1] == 400 and len(array) != 6:  # not W1
+            moved.append(len(array))
+        return asarray(backend, array, dtype)
+
+    monkeypatch.setattr(StandinBackend, "asarray", noting)
+    assert fed(FLOATS, **settings) == expected
+    # those to train on, and those to validate on
+    assert fed_rows == [] and moved == [20, 183]
 
 
 def test_a_backend_that_only_copies_feeds_too(monkeypatch):
     expected = fed(BYTES)
-    monkeypatch.setattr(standin.StandinBackend, "feeder", Backend.feeder)
+    monkeypatch.setattr(StandinBackend, "feeder", Backend.feeder)
     assert fed(BYTES) == expected
 
 
@@ -150,7 +163,7 @@ def test_data_that_fits_is_moved_once_and_data_that_does_not_is_told(caplog, mon
     with caplog.at_level(logging.WARNING):
         trained(FLOATS)
         assert caplog.records == []
-        monkeypatch.setattr(standin.StandinBackend, "memory", lambda self: (256_300_000, 2**33))
+        monkeypatch.setattr(StandinBackend, "memory", lambda self: (256_300_000, 2**33))
         trained(FLOATS)
         trained(FLOATS)
     assert [record.message for record in caplog.records] == [
@@ -177,7 +190,7 @@ def test_validation_data_is_moved_only_where_there_is_room_left_for_it(monkeypat
     roomy = trained(FLOATS, epochs=1, validation_data=(FLOATS, Y))
     network = network_of()
     examples = prepare(network, FLOATS, Y, fitting=True)
-    limit = training_bytes(network, examples, 203, 16, dnn.Adam(0.01)) + 1.5 * FLOATS.nbytes
+    limit = training_bytes(network, examples, np.arange(203), 16, dnn.Adam(0.01)) + 1.5 * FLOATS.nbytes
     assert trained(FLOATS, epochs=1, validation_data=(FLOATS, Y), memory_limit=limit / GB) == roomy
     assert seen == [True, False]
 
@@ -197,7 +210,7 @@ def test_a_batch_whose_buffers_take_more_than_the_data_is_not_fed(fed_rows):
     """All of the bytes at once: their float copies are there in any case, and two buffers are more than they are."""
     network = network_of()
     examples = prepare(network, BYTES, Y, fitting=True)
-    limit = training_bytes(network, examples, 203, 203, dnn.SGD(0.1)) + BYTES.nbytes
+    limit = training_bytes(network, examples, np.arange(203), 203, dnn.SGD(0.1)) + BYTES.nbytes
     network.fit(BYTES, Y, epochs=1, batch_size=203, optimizer=dnn.SGD(0.1), memory_limit=(1 + limit) / GB)
     assert fed_rows == []
     with pytest.raises(NotEnoughMemoryError, match="the largest batch that fits is"):
@@ -207,53 +220,40 @@ def test_a_batch_whose_buffers_take_more_than_the_data_is_not_fed(fed_rows):
 # ------------------------------------------------------------------------------------- what a batch costs
 
 
-def batches_of(X: np.ndarray, work=lambda step: step) -> Batches[TrainStep]:
+def batches_of(X: np.ndarray) -> Batches:
     network = network_of()
     examples = prepare(network, X, Y, fitting=True)
-    update = dnn.Adam(0.01).bind(network.parameters)
-    bind = lambda size: TrainStep(network, update, examples, size)  # noqa: E731
-    return Batches(network.backend, examples, np.arange(203), 16, bind, work)
+    state = TrainingState(dnn.Adam(0.01), network.parameters)
+
+    def bind(examples: Any, size: int, loading: str) -> Step:
+        return Step(network, examples, size, TRAIN, loading, state.optimizer, state.arrays)
+
+    return Batches(network.backend, examples, np.arange(203), 16, bind, network.dtype)
 
 
 @pytest.mark.parametrize("X", [FLOATS, BYTES], ids=["floats", "bytes"])
 def test_a_batch_is_one_copy_and_the_step_waits_for_nothing(X, monkeypatch):
-    inside: Counter[str] = Counter()
-
-    def counted(step):
-        def work() -> None:
-            with device.capture() as counts:  # an allocation, a copy or a wait in here is an error
-                step()
-            inside.update(counts)
-
-        return work
-
-    batches = batches_of(X, counted)
-    for _ in batches:
-        pass
+    batches = batches_of(X)
+    for _ in range(3):  # the smaller last batch's step is captured in the third
+        list(batches)
     monkeypatch.setattr(device, "counts", Counter())
-    inside.clear()
-    for _ in batches:
-        pass
-    outside = Counter(device.counts) - inside
+    list(batches)
     # one wait an epoch for all of the device, and of one buffer of the host's for the copy from it two batches before;
-    # a batch's examples and its labels in four launches, and one more where bytes are scaled
+    # the batch and its rows are copied to where the captured step reads them
     assert len(batches) == 13
-    assert outside == {"h2d": 13, "event_waits": 13, "syncs": 1, "launches": 13 * (6 if X is BYTES else 5)}
+    assert device.counts == {"h2d": 13, "event_waits": 13, "syncs": 1, "launches": 2 * 13, "graphs": 13}
 
 
-def test_a_batch_is_copied_while_the_one_before_it_is_computed_with():
-    waiting = []
+def test_a_batch_is_copied_while_the_one_before_it_is_computed_with(monkeypatch):
+    waiting, call = [], Step.__call__
 
-    def watched(step):
-        def work() -> None:
-            step()
-            # copies are done as late as can be: those of the batches to come are queued while this one's step runs
-            waiting.append(sum(len(stream.copies) for stream in {s for s, _ in standin.last_copied.values()}))
+    def watched(step: Step) -> None:
+        call(step)
+        # copies are done as late as can be: those of the batches to come are queued while this one's step runs
+        waiting.append(sum(len(stream.copies) for stream in {s for s, _ in standin.last_copied.values()}))
 
-        return work
-
-    for _ in batches_of(FLOATS, watched):
-        pass
+    monkeypatch.setattr(Step, "__call__", watched)
+    list(batches_of(FLOATS))
     assert waiting == [1] * 12 + [0]
 
 
@@ -281,7 +281,7 @@ def test_pinned_memory_overwritten_before_it_is_copied_would_be_seen(monkeypatch
 
 
 def test_a_training_that_is_interrupted_leaves_no_copy_behind(monkeypatch):
-    call, done = TrainStep.__call__, []
+    call, done = Step.__call__, []
 
     def interrupted(step):
         call(step)
@@ -289,7 +289,7 @@ def test_a_training_that_is_interrupted_leaves_no_copy_behind(monkeypatch):
         if len(done) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainStep, "__call__", interrupted)
+    monkeypatch.setattr(Step, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fed(FLOATS)
     assert not any(stream.copies for stream, _ in standin.last_copied.values())
@@ -357,7 +357,7 @@ class ThreadArray:
 
 
 def read_by_threads(reading_takes: float, copy_takes: float, forgets: str = "") -> bool:
-    """Whether every batch is read as it was put, by a feeder whose device reads and copies in so many seconds."""
+    """Whether every batch is read as it was enqueued, by a feeder whose device reads and copies in so many seconds."""
     source, order, read = np.arange(300.0).reshape(100, 3), np.random.default_rng(1).permutation(100), []
     device, copies = ThreadStream(forgets == "the device"), ThreadStream(forgets == "the copy")
     cuda = SimpleNamespace(
@@ -370,12 +370,12 @@ def read_by_threads(reading_takes: float, copy_takes: float, forgets: str = "") 
     batches = [order[start : start + 8] for start in range(0, 100, 8)]
     to_come = iter(batches)
     for rows in islice(to_come, feeder.AHEAD):
-        feeder.put(rows)
+        feeder.enqueue(rows)
     for _ in batches:
         with feeder.batch() as X:
             device.queue(lambda X=X: (time.sleep(reading_takes), read.append(X.host.copy())))
         for rows in islice(to_come, 1):
-            feeder.put(rows)
+            feeder.enqueue(rows)
     feeder.drain()
     device.synchronize()
     for stream in (device, copies):
@@ -384,7 +384,7 @@ def read_by_threads(reading_takes: float, copy_takes: float, forgets: str = "") 
 
 
 @pytest.mark.parametrize("takes", [(0.0, 0.0), (0.003, 0.0), (0.0, 0.003), (0.001, 0.001)], ids=str)
-def test_whatever_takes_long_every_batch_is_read_as_it_was_put(takes):
+def test_whatever_takes_long_every_batch_is_read_as_it_was_enqueued(takes):
     assert read_by_threads(*takes)
 
 

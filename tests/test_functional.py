@@ -1,47 +1,38 @@
-"""The mathematics against finite differences and PyTorch, on every backend."""
+"""The mathematics against finite differences, PyTorch and its limits, on every backend, as a training runs it."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traced import eagerly, on_backend
 
 from dnn import functional
-from dnn.backends import Backend, get_backend
-from dnn.outputs import OUTPUTS
-from dnn.step import ACTIVATIONS
+from dnn.activations import ACTIVATIONS
+from dnn.backends import Backend
+from dnn.heads import HEADS
 
 RNG = np.random.default_rng(7)
-
-
-def buffers(backend: Backend, *shapes, dtype=np.float64):
-    return [backend.empty(shape, dtype) for shape in shapes]
-
-
-def on(backend: Backend, *arrays):
-    return [backend.asarray(array) for array in arrays]
-
 
 # ------------------------------------------------------------------------------------------ batches
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_gather_takes_rows_in_any_order_and_again(dtype, backend: Backend):
-    source = np.arange(12).reshape(4, 3).astype(dtype)
-    (out,) = buffers(backend, (3, 3), dtype=dtype)
-    gather = backend.fused(functional.gather)
-    gather(backend.xp, *on(backend, source, np.array([2, 0, 2])), None, out=out, scratch=out)
-    np.testing.assert_array_equal(backend.to_numpy(out), source[[2, 0, 2]])
+def test_a_batch_takes_rows_in_any_order_and_again(dtype, backend: Backend):
+    source, rows = np.arange(12).reshape(4, 3).astype(dtype), np.array([2, 0, 2])
+    (X,) = on_backend(backend, functional.load_batch, source, rows, scale=None, dtype=dtype)
+    np.testing.assert_array_equal(X, source[rows])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gather_scales_bytes_in_the_dtype_of_the_batch(dtype, backend: Backend):
-    source = np.arange(256, dtype=np.uint8).reshape(128, 2)
-    rows, scale = np.arange(128)[::-1].copy(), dtype(1 / 255)
-    out, scratch = backend.empty((128, 2), dtype), backend.empty((128, 2), np.uint8)
-    backend.fused(functional.gather)(backend.xp, *on(backend, source, rows), scale, out=out, scratch=scratch)
-    np.testing.assert_array_equal(backend.to_numpy(out), source[::-1].astype(dtype) * scale)
+def test_a_batch_of_bytes_is_scaled_in_the_dtype_of_the_network(dtype, backend: Backend):
+    source, rows = np.arange(256, dtype=np.uint8).reshape(128, 2), np.arange(128)[::-1].copy()
+    scale = dtype(1 / 255)
+    (X,) = on_backend(backend, functional.load_batch, source, rows, scale=scale, dtype=dtype)
+    np.testing.assert_array_equal(X, source[::-1].astype(dtype) * scale)
 
 
 # ------------------------------------------------------------------------------------------- linear
@@ -49,88 +40,82 @@ def test_gather_scales_bytes_in_the_dtype_of_the_batch(dtype, backend: Backend):
 
 def test_linear_forward_is_the_product_plus_the_bias(backend: Backend):
     A, W, b = RNG.standard_normal((5, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal(4)
-    Z, scratch = buffers(backend, (5, 4), (5, 4))
-    functional.linear_forward(backend.xp, *on(backend, A, W, b), out=Z, scratch=scratch)
-    np.testing.assert_allclose(backend.to_numpy(Z), A @ W.T + b, atol=1e-14)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_linear_and_activation_is_one_after_the_other(name, backend: Backend):
-    A, W, b = RNG.standard_normal((5, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal(4)
-    out, scratch = buffers(backend, (5, 4), (5, 4))
-    backend.fused(ACTIVATIONS[name][0])(backend.xp, *on(backend, A, W, b), out=out, scratch=scratch)
-    np.testing.assert_allclose(backend.to_numpy(out), OF[name](A @ W.T + b), atol=1e-14)
+    (Z,) = on_backend(backend, functional.linear_forward, A, W, b)
+    np.testing.assert_allclose(Z, A @ W.T + b, atol=1e-14)
 
 
 def test_linear_backward_is_the_transpose_of_forward(backend: Backend):
     A, W, dZ = RNG.standard_normal((5, 3)), RNG.standard_normal((4, 3)), RNG.standard_normal((5, 4))
-    dW, db, dA = buffers(backend, (4, 3), (4,), (5, 3))
-    on_device = on(backend, dZ, A, W, np.ones(5))
-    functional.linear_backward(backend.xp, *on_device, dW=dW, db=db, dA_prev=dA)
+    dA, dW, db = on_backend(backend, functional.linear_backward, dZ, A, W)
     for result, expected in ((dW, dZ.T @ A), (db, dZ.sum(axis=0)), (dA, dZ @ W)):
-        np.testing.assert_allclose(backend.to_numpy(result), expected, atol=1e-14)
-    # without the last product where nobody needs it
-    functional.linear_backward(backend.xp, *on_device, dW=dW, db=db, dA_prev=None)
-    np.testing.assert_allclose(backend.to_numpy(dW), dZ.T @ A, atol=1e-14)
+        np.testing.assert_allclose(result, expected, atol=1e-14)
 
 
 # --------------------------------------------------------------------------------------- activations
 
-OF = {"relu": lambda z: np.maximum(0, z), "tanh": np.tanh, "sigmoid": lambda z: 1 / (1 + np.exp(-z))}
+OF = {
+    "relu": lambda z: np.maximum(0, z),
+    "tanh": np.tanh,
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "gelu": lambda z: z * (1 + np.vectorize(math.erf)(z / math.sqrt(2))) / 2,
+}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_activation_and_its_slope(name, dtype, backend: Backend):
-    forward, backward = getattr(functional, name), ACTIVATIONS[name][1]
-    Z = np.array([[-30.0, -2.0, -0.1], [0.1, 2.0, 30.0]])
-    h = 1e-6
-    slope = (OF[name](Z + h) - OF[name](Z - h)) / (2 * h)
-    A, dZ, scratch = buffers(backend, *3 * [Z.shape], dtype=dtype)
-    forward(backend.xp, backend.asarray(Z.astype(dtype)), out=A)
-    backward(backend.xp, backend.asarray(np.full(Z.shape, 3, dtype)), A, out=dZ, scratch=scratch)
+    activation, Z = ACTIVATIONS[name], np.array([[-30.0, -2.0, -0.1], [0.1, 2.0, 30.0]])
+    slope = (OF[name](Z + 1e-6) - OF[name](Z - 1e-6)) / 2e-6
+
+    def both(xp, Z, dA):
+        saved = {"Z": Z, "A": activation.forward(xp, Z)}
+        return saved["A"], activation.backward(xp, dA, *(saved[what] for what in activation.saves))
+
+    A, dZ = on_backend(backend, both, Z.astype(dtype), np.full(Z.shape, 3, dtype))
     tolerance = 1e-9 if dtype == np.float64 else 1e-6
     assert A.dtype == dZ.dtype == dtype
-    np.testing.assert_allclose(backend.to_numpy(A), OF[name](Z), atol=tolerance, rtol=tolerance)
-    np.testing.assert_allclose(backend.to_numpy(dZ), 3 * slope, atol=10 * tolerance, rtol=tolerance)
+    np.testing.assert_allclose(A, OF[name](Z), atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(dZ, 3 * slope, atol=10 * tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_may_write_over_its_input(name, backend: Backend):
-    forward, backward = getattr(functional, name), ACTIVATIONS[name][1]
-    Z, dA = RNG.standard_normal((4, 3)), RNG.standard_normal((4, 3))
-    A, dZ, scratch = buffers(backend, *3 * [(4, 3)])
-    forward(backend.xp, backend.asarray(Z), out=A)
-    backward(backend.xp, backend.asarray(dA), A, out=dZ, scratch=scratch)
-    Z, dA = on(backend, Z, dA)
-    forward(backend.xp, Z, out=Z)
-    backward(backend.xp, dA, Z, out=dA, scratch=scratch)
-    np.testing.assert_array_equal(backend.to_numpy(Z), backend.to_numpy(A))
-    np.testing.assert_array_equal(backend.to_numpy(dA), backend.to_numpy(dZ))
+def test_activations_and_their_slopes_are_pytorchs(name, backend: Backend):
+    torch = pytest.importorskip("torch")
+    activation = ACTIVATIONS[name]
+    Z, dA = np.linspace(-12, 12, 1001).reshape(77, 13), RNG.standard_normal((77, 13))
+    logits = torch.tensor(Z, requires_grad=True)
+    expected = {"gelu": torch.nn.functional.gelu}.get(name, getattr(torch, name, None))(logits)
+    expected.backward(torch.tensor(dA))
+
+    def both(xp, Z, dA):
+        saved = {"Z": Z, "A": activation.forward(xp, Z)}
+        return saved["A"], activation.backward(xp, dA, *(saved[what] for what in activation.saves))
+
+    A, dZ = on_backend(backend, both, Z, dA)
+    np.testing.assert_allclose(A, expected.detach().numpy(), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(dZ, logits.grad.numpy(), rtol=1e-12, atol=1e-14)
 
 
-def test_relu_has_slope_zero_at_zero(backend: Backend):
-    dZ, scratch = buffers(backend, (1, 3), (1, 3))
-    A, dA = on(backend, np.array([[0.0, -0.0, 1.0]]), np.full((1, 3), 5.0))
-    functional.relu_backward(backend.xp, dA, A, out=dZ, scratch=scratch)
-    np.testing.assert_array_equal(backend.to_numpy(dZ), [[0, 0, 5]])
+def test_relu_has_slope_zero_at_zero_whatever_comes_down(backend: Backend):
+    A, dA = np.array([[0.0, -0.0, 1.0, 0.0, np.nan]]), np.array([[5.0, 5.0, 5.0, np.inf, 5.0]])
+    (dZ,) = on_backend(backend, functional.relu_backward, dA, A)
+    np.testing.assert_array_equal(dZ, [[0, 0, 5, 0, 0]])
 
 
-# ------------------------------------------------------------------------------------------- outputs
+# -------------------------------------------------------------------------------------------- losses
 
 
-def bound(name: str, backend: Backend, Z: np.ndarray, targets: np.ndarray):
-    output = OUTPUTS[name](backend, backend.asarray(Z))
-    output.load(backend.asarray(targets), backend.asarray(np.arange(len(Z))))
-    return output
+def loss_and_gradient(name: str):
+    head = HEADS[name]
 
+    def function(xp, Z, targets):
+        Y = head.targets(xp, targets, Z.shape[1])
+        losses = head.loss.losses(xp, Z, Y)
+        gradient = head.loss.gradient(xp, Z, Y) * (1 / losses.size)
+        P = head.activation(xp, Z)
+        return functional.mean_loss(xp, losses), gradient, P, head.metric.measure(xp, P, targets), losses
 
-def loss_of(name: str, backend: Backend, Z: np.ndarray, targets: np.ndarray) -> float:
-    output = bound(name, backend, Z, targets)
-    with np.errstate(over="ignore"):
-        output.forward()
-    output.tally()
-    return float(backend.to_numpy(output.loss)[0])
+    return function
 
 
 CASES = {
@@ -147,15 +132,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_of_the_loss_is_that_of_finite_differences(case, backend: Backend):
     name, Z, targets = CASES[case]
-    output = bound(name, backend, Z.copy(), targets)
-    output.forward()
+    function = loss_and_gradient(name)
+    _, gradient, *_ = on_backend(backend, function, Z, targets)
     slope = np.empty_like(Z)
     for place in np.ndindex(Z.shape):
         above, below = Z.copy(), Z.copy()
         above[place] += 1e-6
         below[place] -= 1e-6
-        slope[place] = (loss_of(name, backend, above, targets) - loss_of(name, backend, below, targets)) / 2e-6
-    np.testing.assert_allclose(backend.to_numpy(output.dZ), slope, atol=1e-9)
+        slope[place] = (eagerly(function, above, targets)[0] - eagerly(function, below, targets)[0]) / 2e-6
+    np.testing.assert_allclose(gradient, slope, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -170,11 +155,9 @@ def test_loss_and_gradient_are_pytorchs(case, backend: Backend):
     else:
         loss = torch.nn.functional.mse_loss(logits, torch.tensor(targets))
     loss.backward()
-    output = bound(name, backend, Z.copy(), targets)
-    output.forward()
-    output.tally()
-    assert float(backend.to_numpy(output.loss)[0]) == pytest.approx(loss.item(), abs=1e-14)
-    np.testing.assert_allclose(backend.to_numpy(output.dZ), logits.grad.numpy(), atol=1e-14)
+    mean, gradient, *_ = on_backend(backend, loss_and_gradient(name), Z, targets)
+    assert float(mean) == pytest.approx(loss.item(), abs=1e-14)
+    np.testing.assert_allclose(gradient, logits.grad.numpy(), atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -182,7 +165,7 @@ def test_loss_and_gradient_are_pytorchs(case, backend: Backend):
 @given(data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_loss_and_gradient_are_finite_for_every_finite_logit(name, dtype, data):
-    backend, bits = get_backend("numpy"), np.dtype(dtype).itemsize * 8
+    bits = np.dtype(dtype).itemsize * 8
     numbers = st.floats(allow_nan=False, allow_infinity=False, width=bits)
     K = data.draw(st.integers(1 if name == "sigmoid" else 2, 3))
     Z = np.array(data.draw(st.lists(st.lists(numbers, min_size=K, max_size=K), min_size=1, max_size=6)), dtype)
@@ -190,48 +173,57 @@ def test_loss_and_gradient_are_finite_for_every_finite_logit(name, dtype, data):
         targets = np.array([[data.draw(st.integers(0, 1)) for _ in range(K)] for _ in Z], dtype)
     else:
         targets = np.array([[data.draw(st.integers(0, K - 1))] for _ in Z])
-    output = bound(name, backend, Z.copy(), targets)
-    output.dZ.fill(np.nan)
-    with np.errstate(over="ignore"):
-        output.forward()
-        output.tally()
-    assert np.isfinite(output.loss).all() and output.loss[0] >= 0
-    assert np.isfinite(output.dZ).all() and np.isfinite(output.P).all()
+    mean, gradient, P, _, _ = eagerly(loss_and_gradient(name), Z, targets)
+    assert np.isfinite(mean) and mean >= 0
+    assert np.isfinite(gradient).all() and np.isfinite(P).all()
+    assert gradient.dtype == P.dtype == dtype
     if name == "softmax":
-        np.testing.assert_allclose(output.P.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(P.sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("z", [12.0, 15.0, 30.0, 60.0])
-def test_a_sure_answer_costs_the_same_on_both_sides_in_float32(z, backend: Backend):
-    Z = np.array([[z], [-z]], np.float32)
-    output = bound("sigmoid", backend, Z, np.array([[1.0], [0.0]], np.float32))
-    output.forward()
-    losses = backend.to_numpy(output._losses)[:, 0]
-    np.testing.assert_allclose(losses, np.log1p(np.exp(-z)), rtol=1e-6)
+def test_a_confident_answer_costs_the_same_on_both_sides_in_float32(z, backend: Backend):
+    Z, Y = np.array([[z], [-z]], np.float32), np.array([[1.0], [0.0]], np.float32)
+    (losses,) = on_backend(backend, functional.sigmoid_cross_entropy, Z, Y)
+    np.testing.assert_allclose(losses[:, 0], np.log1p(np.exp(-z)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
-def test_probabilities_do_not_depend_on_whether_the_loss_is_asked_for(name, backend: Backend):
-    Z = np.array([[700.0, -3.0], [-700.0, 0.5]])
-    targets = np.zeros((2, 2)) if name == "sigmoid" else np.zeros((2, 1), np.int64)
-    with_loss, without = bound(name, backend, Z.copy(), targets), bound(name, backend, Z.copy(), targets)
-    with_loss.forward()
-    without.activate()
-    np.testing.assert_allclose(backend.to_numpy(with_loss.P), backend.to_numpy(without.P), rtol=1e-15)
+def test_logits_at_the_ends_of_the_dtype_give_a_finite_loss(backend: Backend):
+    for dtype in (np.float32, np.float64):
+        largest = np.finfo(dtype).max
+        Z = np.array([[largest, -largest, 0], [-largest, -largest, largest]], dtype)
+        mean, gradient, *_ = on_backend(backend, loss_and_gradient("softmax"), Z, np.array([[1], [0]]))
+        assert np.isfinite(mean) and np.isfinite(gradient).all()
 
 
 def test_counts_of_correct_answers(backend: Backend):
     # softmax: the first of equal largest; sigmoid: one half is no more than one half
     Z = np.log(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]))
-    output = bound("softmax", backend, Z, np.array([[1], [0], [0], [2]]))
-    output.forward()
-    output.tally()
-    output.tally()
-    loss, correct = backend.to_numpy(output.totals)
-    assert correct == 4 and loss == pytest.approx(-2 * np.log([0.5, 0.4, 0.1, 0.1]).mean())
-    output = bound("sigmoid", backend, np.array([[-1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 1.0], [0.0, 0.7]]))
-    output.forward()
-    output.tally()
-    assert backend.to_numpy(output.totals)[1] == 3
-    output.reset()
-    np.testing.assert_array_equal(backend.to_numpy(output.totals), [0, 0])
+    mean, _, _, correct, _ = on_backend(backend, loss_and_gradient("softmax"), Z, np.array([[1], [0], [0], [2]]))
+    assert correct.sum() == 2 and mean == pytest.approx(-np.log([0.5, 0.4, 0.1, 0.1]).mean())
+    Z, Y = np.array([[-1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 1.0], [0.0, 0.7]])
+    _, _, _, correct, _ = on_backend(backend, loss_and_gradient("sigmoid"), Z, Y)
+    assert correct.sum() == 3
+
+
+# -------------------------------------------------------------------------------------- loss scale
+
+
+@pytest.mark.parametrize(
+    ("scale", "good", "finite", "expected"),
+    [
+        (8.0, 0, True, (8.0, 1)),
+        (8.0, 1, True, (8.0, 2)),
+        (8.0, 2, True, (16.0, 0)),
+        (8.0, 2, False, (4.0, 0)),
+        (1.0, 0, False, (1.0, 0)),
+        (2.0**24, 2, True, (2.0**24, 0)),
+    ],
+)
+def test_the_loss_scale_doubles_after_enough_good_steps_and_halves_after_a_bad_one(
+    scale, good, finite, expected, backend: Backend
+):
+    given_ = np.array([scale], np.float32), np.array([good]), np.array(finite)
+    after, steps = on_backend(backend, functional.next_loss_scale, *given_, interval=3)
+    assert (float(after[0]), int(steps[0])) == expected
+    assert after.dtype == np.float32 and steps.dtype == np.int64

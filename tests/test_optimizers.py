@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import GivenGradients, Problem, problem
+from oracles import torch_optimizer, torch_or_skip
 
 from dnn import SGD, Adam, Momentum
 from dnn.backends import Backend, get_backend
 from dnn.optimizers import OPTIMIZERS
-from dnn.parameters import Parameters
 
 CONFIGURATIONS = [SGD(0.1), Momentum(0.1), Momentum(0.05, momentum=0.5), Adam(0.01), Adam(0.1, 0.8, 0.99, 1e-3)]
 
 
-def bound(optimizer, backend: Backend, dtype=np.float64):
-    parameters = Parameters(backend, [3, 2, 1], dtype)
-    start = np.random.default_rng(0).standard_normal(parameters.flat.shape).astype(dtype)
-    parameters.flat[...] = backend.asarray(start)
-    return parameters, optimizer.bind(parameters), start
+def bound(optimizer, backend: Backend, dtype="float64") -> Problem:
+    """A step that updates by gradients that are given."""
+    return problem([3, 2, 1], "sigmoid", backend.name, 4, dtype=dtype, optimizer=optimizer, kind=GivenGradients)
+
+
+def update(case: Problem, gradient) -> None:
+    case.set(case.step.array("given"), gradient)
+    case.run()
 
 
 def gradients(shape, steps=10):
@@ -43,73 +47,66 @@ def in_formulas(optimizer, theta, grads):
 
 @pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
 def test_ten_updates_are_the_papers(optimizer, backend: Backend):
-    parameters, update, start = bound(optimizer, backend)
+    case = bound(optimizer, backend)
+    start = case.theta
     grads = gradients(start.shape)
     for g in grads:
-        update.gradients.flat[...] = backend.asarray(g)
-        update()
-    np.testing.assert_allclose(backend.to_numpy(parameters.flat), in_formulas(optimizer, start, grads), atol=1e-13)
+        update(case, g)
+    np.testing.assert_allclose(case.theta, in_formulas(optimizer, start, grads), atol=1e-13)
 
 
 @pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
 def test_ten_updates_are_pytorchs(optimizer, backend: Backend):
-    torch = pytest.importorskip("torch")
-    parameters, update, start = bound(optimizer, backend)
-    theta = torch.nn.Parameter(torch.tensor(start))
-    if isinstance(optimizer, Adam):
-        peer = torch.optim.Adam(
-            [theta], optimizer.learning_rate, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
-        )
-    else:
-        peer = torch.optim.SGD([theta], optimizer.learning_rate, momentum=getattr(optimizer, "momentum", 0))
-    for g in gradients(start.shape):
+    torch = torch_or_skip()
+    case = bound(optimizer, backend)
+    theta = torch.nn.Parameter(torch.tensor(case.theta))
+    peer = torch_optimizer(optimizer, theta)
+    for g in gradients(case.theta.shape):
         theta.grad = torch.tensor(g)
         peer.step()
-        update.gradients.flat[...] = backend.asarray(g)
-        update()
-    np.testing.assert_allclose(backend.to_numpy(parameters.flat), theta.detach().numpy(), atol=1e-13)
+        update(case, g)
+    np.testing.assert_allclose(case.theta, theta.detach().numpy(), atol=1e-13)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.2), Momentum(0.05), Adam(0.1)], ids=str)
 def test_finds_the_bottom_of_a_parabola(optimizer, backend: Backend):
-    parameters, update, _ = bound(optimizer, backend)
+    case = bound(optimizer, backend)
     for _ in range(400):
-        update.gradients.flat[...] = parameters.flat
-        update()
-    assert np.abs(backend.to_numpy(parameters.flat)).max() < 1e-3
+        case.step.array("given")[...] = case.network.parameters.flat
+        case.step()
+    assert np.abs(case.theta).max() < 1e-3
 
 
 @pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=str)
 def test_padding_of_the_flat_buffer_stays_zero(optimizer, backend: Backend):
-    parameters, update, _ = bound(optimizer, backend, np.float32)
-    padding = parameters.like()
-    for view in padding.values():
+    case = bound(optimizer, backend, "float32")
+    padding = np.zeros_like(case.theta)
+    for view in case.by_name(padding).values():
         view.fill(1)
-    outside = backend.to_numpy(padding.flat) == 0
-    parameters.flat[...] = padding.flat
-    update.gradients.flat[...] = padding.flat
+    case.set(case.network.parameters.flat, padding)
     for _ in range(3):
-        update()
-    assert outside.any() and (backend.to_numpy(parameters.flat)[outside] == 0).all()
-    assert np.isfinite(backend.to_numpy(parameters.flat)).all()
+        update(case, padding)
+    theta, outside = case.theta, padding == 0
+    assert outside.any() and (theta[outside] == 0).all() and np.isfinite(theta).all()
+    assert (theta[~outside] != 1).all()
 
 
 def test_learning_rate_can_change_between_steps(backend: Backend):
-    parameters, update, start = bound(SGD(1.0), backend)
-    update.gradients.flat.fill(1)
-    update()
-    update.learning_rate = 0.25
-    update()
-    assert update.learning_rate == 0.25
-    np.testing.assert_allclose(backend.to_numpy(parameters.flat), start - 1.25, atol=1e-15)
+    case = bound(SGD(1.0), backend)
+    start = case.theta
+    update(case, np.ones_like(start))
+    case.state.learning_rate = 0.25
+    update(case, np.ones_like(start))
+    assert case.state.learning_rate == 0.25
+    np.testing.assert_allclose(case.theta, start - 1.25, atol=1e-15)
 
 
 def test_adams_first_step_is_the_learning_rate_whatever_the_gradient():
     for scale in (1e-3, 1.0, 1e3):
-        parameters, update, start = bound(Adam(0.01), get_backend("numpy"))
-        update.gradients.flat.fill(scale)
-        update()
-        np.testing.assert_allclose(parameters.flat, start - 0.01, rtol=0, atol=1e-6)
+        case = bound(Adam(0.01), get_backend("numpy"))
+        start = case.theta
+        update(case, np.full_like(start, scale))
+        np.testing.assert_allclose(case.theta, start - 0.01, rtol=0, atol=1e-6)
 
 
 def test_continues_only_where_nothing_but_the_learning_rate_differs():

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
+from builders import GivenGradients, Problem, Recording, nodes_of
 from ml_dtypes import bfloat16
-from standin import device
+from oracles import apart, torch_gradients, torch_optimizer, torch_or_skip
 
 import dnn
-from dnn import functional
+from dnn import functional, step
+from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
-from dnn.backends.cupy_backend import CupyBackend, _precisions, _Products
+from dnn.backends.cupy_backend import _precisions
+from dnn.backends.plan import Buffer
 from dnn.cli import main
 from dnn.data import prepare
 from dnn.memory import GB, training_bytes
-from dnn.precision import Scaled, working_copies
-from dnn.step import ACTIVATIONS, MixedStep, TrainStep
+from dnn.precision import INITIAL_LOSS_SCALE
+from dnn.step import GRADIENTS, IN_PLACE, Step
 
 OUTPUTS = {"sigmoid": 3, "softmax": 5, "linear": 3}
 OPTIMIZERS = [dnn.SGD(0.05), dnn.Momentum(0.05), dnn.Adam(0.01)]
@@ -28,30 +33,15 @@ LOW = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 def problem(
-    precision: str | None,
-    output: str = "softmax",
-    optimizer: Any = OPTIMIZERS[0],
-    backend: str = "standin",
-    activation: str = "relu",
-    m: int = 32,
-    of_bytes: bool = False,
-) -> tuple[dnn.Network, TrainStep]:
-    """A bound step with its batch loaded."""
-    K, generator = OUTPUTS[output], np.random.default_rng(3)
-    network = dnn.Network([20, 24, 16, K], output=output, activation=activation, backend=backend)
-    X = generator.integers(0, 256, (m, 20)).astype(np.uint8) if of_bytes else generator.standard_normal((m, 20))
-    Y = generator.standard_normal((m, K)) if output == "linear" else generator.integers(0, 2, (m, K))
-    examples = prepare(network, X, generator.integers(0, K, m) if output == "softmax" else Y, fitting=True)
-    examples = examples.on(network.backend)
-    update = optimizer.bind(network.parameters)
-    network._mixed = working_copies(precision, network.parameters)
-    if network._mixed is None:
-        step = TrainStep(network, update, examples, m, precision=precision)
-    else:
-        step = MixedStep(network, update, examples, m, network._mixed)
-    step.load(network.backend.asarray(np.arange(m)))
-    return network, step
+    precision: str | None, output: str = "softmax", optimizer: Any = OPTIMIZERS[0], m: int = 32, **settings: Any
+) -> Problem:
+    settings = {"backend": "standin", "loading": IN_PLACE} | settings
+    sizes = [20, 24, 16, OUTPUTS[output]]
+    return builders.problem(sizes, output, m=m, optimizer=optimizer, precision=precision, biases=False, **settings)
 
+
+recorded = partial(problem, optimizer=Recording())
+"""A problem whose update leaves θ alone and keeps the gradients that it is given."""
 
 on_devices = pytest.mark.parametrize("backend", ["standin", "cupy"], indirect=True)
 
@@ -61,36 +51,9 @@ def needs(backend: Backend, precision: str | None) -> None:
         pytest.skip(f"{backend!r} has no {precision}")
 
 
-def run(step: TrainStep, times: int = 1) -> None:
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for _ in range(times):
-            step()
-
-
-def gradients_of(step: TrainStep) -> dict[str, np.ndarray]:
-    """As the update took them, after a step."""
-    return {name: view.get() for name, view in step._update.gradients.items()}
-
-
-def apart(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def everything(network: dnn.Network, step: TrainStep) -> dict[str, bytes]:
-    """Every bit that a step may change, but the gradients and the loss scale."""
-    update = step._update
-    arrays = {"theta": network.parameters.flat, **update.state}
-    if hasattr(update, "_powers"):
-        arrays["powers"] = update._powers
-    return {name: array.get().tobytes() for name, array in arrays.items()}
-
-
-def loss_of(step: TrainStep) -> float:
-    return float(step.output.loss.get()[0])
-
-
 def scale_of(network: dnn.Network) -> float:
-    return float(network._mixed.loss_scale.get()[0])
+    assert network.training_state is not None
+    return float(network.backend.to_numpy(network.training_state.arrays["loss_scale"])[0])
 
 
 # ----------------------------------------------------------------------------------------------- right
@@ -104,93 +67,78 @@ def scale_of(network: dnn.Network) -> float:
 def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activation, of_bytes, backend: Backend):
     needs(backend, precision)
     settings = {"backend": backend.name, "activation": activation, "of_bytes": of_bytes}
-    exact, low = (problem(p, output, **settings)[1] for p in (None, precision))
+    exact, low = (recorded(p, output, **settings) for p in (None, precision))
     if precision == "float16":
-        low._mixed.loss_scale[...] = 2.0**10  # with the first one some of these overflow
-    for step in (exact, low):
-        run(step)
-    expected = gradients_of(exact)
-    for name, gradient in gradients_of(low).items():
+        low.set(low.state.arrays["loss_scale"], [2.0**10])  # with the first one some of these overflow
+    for case in (exact, low):
+        case.run()
+    expected = exact.gradients()
+    for name, gradient in low.gradients().items():
         assert gradient.dtype == np.float32
-        assert apart(gradient, expected[name]) < 6 * LOW[precision], name
-    assert loss_of(low) == pytest.approx(loss_of(exact), rel=4 * LOW[precision])
-    assert low.output.loss.dtype == low.output.Z.dtype == np.float32
-    working = low.X, low._layers[-1][3], low._backward[0][0]
-    assert {array.dtype for array in working} == {backend.precisions[precision]}
+        assert apart(gradient, expected[name]) < 8 * LOW[precision], name
+    assert low.loss == pytest.approx(exact.loss, rel=4 * LOW[precision])
+    # the batch, the working copy of θ and the gradients; the loss is a sum in float64
+    working = low.examples.X, *(b.array for b in low.step.plan.buffers if b.name in ("weights", "grad"))
+    assert [array.dtype for array in working] == 3 * [backend.precisions[precision]]
 
 
-def test_a_gradient_that_was_not_unscaled_would_be_seen():
-    exact, low = (problem(p)[1] for p in (None, "float16"))
-    low._mixed.update = lambda update: low._mixed._cast(low._xp, low._mixed.gradients.flat, out=update.gradients.flat)
-    for step in (exact, low):
-        run(step)
-    assert apart(gradients_of(low)["W1"], gradients_of(exact)["W1"]) > 1e4
-
-
-def nearly_right(precision: str | None) -> TrainStep:
-    """A step whose targets are almost the outputs, so that its gradients are small."""
-    _, step = problem(precision, "linear")
-    if precision:
-        step._mixed.take_weights()
-    step.logits()
-    step.output.Y[...] = step.output.Z - 1e-6
-    return step
+def test_a_gradient_that_was_not_unscaled_would_be_seen(monkeypatch):
+    exact = recorded(None)
+    monkeypatch.setattr(step, "_unscaled", lambda xp, grad, loss_scale, finite, dtype: grad.astype(dtype))
+    low = recorded("float16")
+    for case in (exact, low):
+        case.run()
+    assert apart(low.gradients()["W1"], exact.gradients()["W1"]) > 1e4
 
 
 def test_what_is_too_small_for_float16_is_there_with_the_scale_and_lost_without():
-    exact, scaled, unscaled = nearly_right(None), nearly_right("float16"), nearly_right("float16")
-    unscaled._mixed.loss_scale[...] = 1
-    for step in (exact, scaled, unscaled):
-        run(step)
-    largest = np.abs(gradients_of(exact)["W1"]).max()
+    exact, scaled, unscaled = (recorded(p, "linear") for p in (None, "float16", "float16"))
+    unscaled.set(unscaled.state.arrays["loss_scale"], [1])
+    for case in (exact, scaled, unscaled):
+        # targets that are almost the outputs, so that gradients are small
+        predict = Step(case.network, case.examples, 32, step.PREDICT, IN_PLACE, precision=case.state.precision)
+        predict.compile()()
+        case.set(case.examples.targets, case.host(predict.array("P")) - 1e-6)
+        case.run()
+    largest = np.abs(exact.gradients()["W1"]).max()
     assert 0 < largest < 1e-6
     # what is left of z - y is itself a rounding of z: only the size of the gradient is sure
-    assert 0.5 < np.abs(gradients_of(scaled)["W1"]).max() / largest < 2
-    assert np.count_nonzero(gradients_of(unscaled)["W1"]) < 0.5 * np.count_nonzero(gradients_of(scaled)["W1"])
+    assert 0.5 < np.abs(scaled.gradients()["W1"]).max() / largest < 2
+    assert np.count_nonzero(unscaled.gradients()["W1"]) < 0.5 * np.count_nonzero(scaled.gradients()["W1"])
 
 
 @pytest.mark.parametrize("precision", LOW)
 def test_gradients_are_pytorchs_of_a_model_in_16_bits(precision):
-    torch = pytest.importorskip("torch")
-    network, step = problem(precision)
-    dtype = getattr(torch, precision)
-    layers = [(network.parameters[f"W{i}"].get(), network.parameters[f"b{i}"].get()) for i in (1, 2, 3)]
-    low = [[torch.tensor(array).to(dtype).requires_grad_() for array in layer] for layer in layers]
-    A = torch.tensor(step.X.get().astype(np.float32)).to(dtype)
-    for i, (W, b) in enumerate(low):
-        A = torch.nn.functional.linear(A, W, b)
-        A = A if i == 2 else torch.relu(A)
-    scale = 2.0**16 if precision == "float16" else 1.0
-    loss = torch.nn.functional.cross_entropy(A.float(), torch.tensor(step.output._labels.get()[:, 0]))
-    (loss * scale).backward()
-    run(step)
-    assert loss_of(step) == pytest.approx(loss.item(), rel=2 * LOW[precision])
-    for i, (W, b) in enumerate(low, start=1):
-        for name, tensor in ((f"W{i}", W), (f"b{i}", b)):
-            assert apart(gradients_of(step)[name], tensor.grad.float().numpy() / scale) < 3 * LOW[precision], name
+    case = recorded(precision)
+    layers = [tuple(case.host(case.network.parameters[f"{kind}{i}"]) for kind in "Wb") for i in (1, 2, 3)]
+    X, labels = case.host(case.examples.X), case.host(case.examples.targets)[:, 0]
+    scale = INITIAL_LOSS_SCALE if precision == "float16" else 1.0
+    loss, expected = torch_gradients(layers, X, labels, precision, scale)
+    case.run()
+    assert case.loss == pytest.approx(loss, rel=2 * LOW[precision])
+    gradients = case.gradients()
+    for i, (W, b) in enumerate(expected, start=1):
+        assert apart(gradients[f"W{i}"], W) < 3 * LOW[precision], i
+        assert apart(gradients[f"b{i}"], b) < 3 * LOW[precision], i
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("precision", [*LOW, "tf32"])
-def test_a_training_on_fused_kernels_is_the_plain_one(precision, optimizer, fused_standin):
+def test_a_training_is_that_in_float32_to_the_rounding(precision, optimizer):
     generator = np.random.default_rng(0)
     X = generator.integers(0, 256, (20, 20)).astype(np.uint8)
     Y = (X[:, :3] > 127).sum(axis=1)
-    trained = {}
-    for backend, its in (("standin", precision), (fused_standin, precision), ("standin", None)):
-        network = dnn.Network([20, 24, 16, 4], output="softmax", seed=3, activation="tanh", backend=backend)
+    trained = []
+    for its in (None, precision):
+        network = dnn.Network([20, 24, 16, 4], output="softmax", seed=3, activation="tanh", backend="standin")
         # batches of 16 and a last one of 4
         history = network.fit(X, Y, epochs=2, batch_size=16, optimizer=optimizer, validation_data=(X, Y), precision=its)
-        trained[backend, its] = network.parameters.flat.get(), np.array(history.history["val_loss"])
-    exact, exact_losses = trained["standin", None]
-    weights, losses = trained["standin", precision]
-    own_weights, own_losses = trained[fused_standin, precision]
+        trained.append((network.parameters.flat.get(), np.array(history.history["val_loss"])))
+    (exact, exact_losses), (weights, losses) = trained
     rounding = LOW.get(precision, 2.0**-11)
-    np.testing.assert_allclose(own_losses, losses, rtol=6 * rounding)
-    np.testing.assert_allclose(own_losses, exact_losses, rtol=6 * rounding)
-    assert apart(own_weights, weights) < 6 * rounding and apart(own_weights, exact) < 6 * rounding
+    np.testing.assert_allclose(losses, exact_losses, rtol=6 * rounding)
     # and not float32's, whose sums in another order differ by less
-    assert apart(own_weights, exact) > 5e-6
+    assert 5e-6 < apart(weights, exact) < 6 * rounding
 
 
 @pytest.mark.parametrize("of_bytes", [False, True])
@@ -204,8 +152,8 @@ def test_batches_fed_from_the_host_give_what_those_on_the_device_give(precision,
     monkeypatch.setattr(backend, "feeder", lambda *given: feeders.append(given) or feeder(*given), raising=False)
     for fed in (False, True):
         network = dnn.Network([300, 8, 3], output="softmax", input_scale=1 / 255, backend="standin")
-        examples, optimizer = prepare(network, X, Y, fitting=True), dnn.Adam()
-        limit = (1 + training_bytes(network, examples, 200, 16, optimizer, True, precision)) / GB if fed else None
+        examples, optimizer, rows = prepare(network, X, Y, fitting=True), dnn.Adam(), np.arange(200)
+        limit = (1 + training_bytes(network, examples, rows, 16, optimizer, True, precision)) / GB if fed else None
         network.fit(X, Y, epochs=2, batch_size=16, optimizer=optimizer, memory_limit=limit, precision=precision)
         weights.append(network.parameters.flat.get())
     assert len(feeders) == 1
@@ -237,148 +185,153 @@ def test_it_learns(precision, backend: Backend):
 # ----------------------------------------------------------------------------------- the loss scale
 
 
-@pytest.mark.parametrize("device_of", ["backend", "fused_standin"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("good_steps", [0, 3])
 @on_devices
-def test_an_overflow_leaves_every_bit_and_halves_the_scale(good_steps, optimizer, device_of, backend, request):
+def test_an_overflow_leaves_every_bit_and_halves_the_scale(good_steps, optimizer, backend):
     needs(backend, "float16")
-    name = backend.name if device_of == "backend" else request.getfixturevalue(device_of)
     # a batch of two: dZ is large, and overflows under the largest scale
-    network, step = problem("float16", optimizer=optimizer, backend=name, m=2)
-    run(step, good_steps)
-    before = everything(network, step)
-    network._mixed.loss_scale[...] = 2.0**24
-    for halved in (2.0**23, 2.0**22):
-        run(step)
-        assert everything(network, step) == before
-        assert scale_of(network) == halved
-    assert not np.isfinite(network._mixed.gradients.flat.get()).all()
-    assert not step._update.gradients.flat.get().any()
+    case = problem("float16", optimizer=optimizer, backend=backend.name, m=2)
+    case.run(good_steps)
+    before = case.everything()
+    case.set(case.state.arrays["loss_scale"], [2.0**24])
+    for halved in (2.0**23, 2.0**22, 2.0**21):
+        case.run()
+        assert case.everything() == before
+        assert case.state_of("loss_scale") == halved
+    assert not np.isfinite(case.host(case.step.array("grad"))).all()
     # and the steps after it are those that would have been without it
-    network._mixed.loss_scale[...] = Scaled.START
-    run(step, 2)
-    other, untroubled = problem("float16", optimizer=optimizer, backend=name, m=2)
-    run(untroubled, good_steps + 2)
-    assert everything(network, step) == everything(other, untroubled) != before
+    case.set(case.state.arrays["loss_scale"], [INITIAL_LOSS_SCALE])
+    case.run(2)
+    untroubled = problem("float16", optimizer=optimizer, backend=backend.name, m=2)
+    untroubled.run(good_steps + 2)
+    assert case.everything() == untroubled.everything() != before
 
 
-@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+class Spoiled(Step):
+    """A step with one gradient that is what `wrong` is."""
+
+    parameter = "W1"
+
+    def _backward(self, dZ: Any, saved: Any, weights: Buffer, grad: Buffer) -> None:
+        super()._backward(dZ, saved, weights, grad)
+        part = self._network.parameters.part(grad, self.parameter)
+        last = grad.part(part.start + part.size - 1, (1,))
+        self.plan.store(last, self.plan.read(self._buffer("wrong", 1, grad.dtype)))
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, 0])
 @pytest.mark.parametrize("name", ["W1", "b3"])
-def test_one_gradient_that_is_not_finite_is_an_overflow(name, wrong):
-    network, step = problem("float16")
-    backward = step.gradients
-
-    def gradients() -> None:
-        backward()
-        network._mixed.gradients[name].host.flat[-1] = wrong
-
-    step.gradients = gradients
-    before = everything(network, step)
-    run(step)
-    assert everything(network, step) == before and scale_of(network) == Scaled.START / 2
+def test_one_gradient_that_is_not_finite_is_an_overflow(name, wrong, monkeypatch):
+    monkeypatch.setattr(Spoiled, "parameter", name)
+    case = problem("float16", kind=Spoiled)
+    case.set(case.step.array("wrong"), [wrong])
+    before = case.everything()
+    case.run()
+    assert (case.everything() == before) == (wrong != 0)
+    assert case.state_of("loss_scale") == INITIAL_LOSS_SCALE / (1 if wrong == 0 else 2)
 
 
 def test_the_scale_grows_after_so_many_good_steps_in_a_row(monkeypatch):
-    monkeypatch.setattr(Scaled, "INTERVAL", 3)
-    network, step = problem("float16", m=32)
+    monkeypatch.setattr(step, "INTERVAL", 3)
+    case = problem("float16", m=32)
     seen = []
-    for _ in range(7):
-        run(step)
-        seen.append(scale_of(network) / Scaled.START)
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            case.run()
+            seen.append(float(case.state_of("loss_scale")[0]) / INITIAL_LOSS_SCALE)
+
+    run(7)
     assert seen == [1, 1, 2, 2, 2, 4, 4]
     # one good step is counted: an overflow begins anew
-    infinite, X = step.X.copy(), step.X.copy()
-    infinite.host[0, 0] = np.inf
-    step.X[...] = infinite
-    run(step)
-    step.X[...] = X
-    for _ in range(3):
-        run(step)
-        seen.append(scale_of(network) / Scaled.START)
-    assert seen[7:] == [2, 2, 4]
+    X = case.host(case.examples.X)
+    infinite = X.copy()
+    infinite[0, 0] = np.inf
+    case.set(case.examples.X, infinite)
+    run(1)
+    case.set(case.examples.X, X)
+    run(3)
+    assert seen[7:] == [2, 2, 2, 4]
 
 
 def test_the_scale_stays_within_bounds_where_nothing_is_finite(monkeypatch):
-    monkeypatch.setattr(Scaled, "INTERVAL", 1)
-    network, step = problem("float16", "linear")
-    step.output.Y.fill(np.inf)
-    run(step, 20)
-    assert scale_of(network) == 1
-    step.output.Y.fill(0)
-    for view in network.parameters.values():
+    monkeypatch.setattr(step, "INTERVAL", 1)
+    case = problem("float16", "linear")
+    case.examples.targets.fill(np.inf)
+    case.run(20)
+    assert case.state_of("loss_scale") == 1
+    case.examples.targets.fill(0)
+    for view in case.network.parameters.values():
         view.fill(0)  # gradients of zero
-    run(step, 40)
-    assert scale_of(network) == 2.0**24
+    case.run(40)
+    assert case.state_of("loss_scale") == 2.0**24
 
 
-@pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Momentum(0.1)], ids=str)
+@pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Momentum(0.1), dnn.Adam(0.01)], ids=str)
 def test_scale_and_weights_are_those_of_pytorchs_grad_scaler(optimizer, monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(Scaled, "INTERVAL", 3)
-    network, _ = problem("float16")
-    scaled, update = network._mixed, optimizer.bind(network.parameters)
-    theta = torch.nn.Parameter(torch.tensor(network.parameters.flat.get()))
-    peer = torch.optim.SGD([theta], optimizer.learning_rate, momentum=getattr(optimizer, "momentum", 0))
+    torch = torch_or_skip()
+    monkeypatch.setattr(step, "INTERVAL", 3)
+    case = problem("float16", optimizer=optimizer, kind=GivenGradients)
+    theta = torch.nn.Parameter(torch.tensor(case.theta))
+    peer = torch_optimizer(optimizer, theta)
     scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     scaler.scale(torch.zeros(1))  # sets it up
     generator = np.random.default_rng(0)
     for wrong in [0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]:
         gradient = (generator.standard_normal(theta.shape[0]) * 100).astype(np.float16)
         gradient[7] = np.inf if wrong else 0
-        scaled.gradients.flat.host[...] = gradient
+        case.set(case.step.array("given"), gradient)
         theta.grad = torch.tensor(gradient.astype(np.float32))
-        with np.errstate(invalid="ignore"):
-            scaled.update(update)
+        case.run()
         scaler.step(peer)
         scaler.update()
-        assert scale_of(network) == scaler.get_scale()
-    np.testing.assert_allclose(network.parameters.flat.get(), theta.detach().numpy(), rtol=1e-6, atol=1e-7)
+        assert case.state_of("loss_scale") == scaler.get_scale()
+    np.testing.assert_allclose(case.theta, theta.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_second_fit_goes_on_with_the_scale_and_three_and_three_are_six(monkeypatch):
-    monkeypatch.setattr(Scaled, "INTERVAL", 5)
-    monkeypatch.setattr(Scaled, "START", 2.0**8)
+    monkeypatch.setattr(step, "INTERVAL", 5)
+    monkeypatch.setattr("dnn.state.INITIAL_LOSS_SCALE", 2.0**8)
     X, Y = np.random.default_rng(0).standard_normal((64, 4)), np.arange(64) % 3
-    together, apart = (dnn.Network([4, 8, 3], output="softmax", backend="standin") for _ in range(2))
+    together, parted = (dnn.Network([4, 8, 3], output="softmax", backend="standin") for _ in range(2))
     together.fit(X, Y, epochs=6, batch_size=16, precision="float16")
     for _ in range(2):
-        apart.fit(X, Y, epochs=3, batch_size=16, precision="float16")
-    np.testing.assert_array_equal(apart.parameters.flat.get(), together.parameters.flat.get())
-    assert scale_of(apart) == scale_of(together) == Scaled.START * 2**4
-    assert together._mixed.good.get()[0] == apart._mixed.good.get()[0] == 24 % 5
-    apart.fit(X, Y, epochs=1, precision="bfloat16")
-    apart.fit(X, Y, epochs=1, batch_size=16, precision="float16")
-    assert scale_of(apart) == Scaled.START
+        parted.fit(X, Y, epochs=3, batch_size=16, precision="float16")
+    np.testing.assert_array_equal(parted.parameters.flat.get(), together.parameters.flat.get())
+    assert scale_of(parted) == scale_of(together) == 2.0**8 * 2**4
+    assert [n.training_state.arrays["good_steps"].get()[0] for n in (together, parted)] == [24 % 5] * 2
+    parted.fit(X, Y, epochs=1, precision="bfloat16")
+    parted.fit(X, Y, epochs=1, batch_size=16, precision="float16")
+    assert scale_of(parted) == 2.0**8
 
 
 def test_a_fit_in_float32_after_a_skipped_step_is_not_held_back():
     X, Y = np.random.default_rng(0).standard_normal((8, 20)), np.arange(8) % 5
-    network, _ = problem("float16")
-    network.fit(X, Y, epochs=1, batch_size=8, precision="float16", optimizer=dnn.Momentum(0.1))
-    network._mixed.loss_scale[...] = 2.0**24
-    before = network.parameters.flat.get()
-    network.fit(X * 1e3, Y, epochs=1, batch_size=8, precision="float16", optimizer=dnn.Momentum(0.1))
-    np.testing.assert_array_equal(network.parameters.flat.get(), before)  # the step was skipped
-    other = dnn.Network(network.layer_sizes, output="softmax", backend="standin")
-    other.parameters.flat[...] = network.parameters.flat
-    other._update = dnn.Momentum(0.1).bind(other.parameters)
-    other._update.state["velocity"][...] = network._update.state["velocity"]
+    network, other = (dnn.Network([20, 24, 16, 5], output="softmax", backend="standin") for _ in range(2))
+    settings = {"epochs": 1, "batch_size": 8, "optimizer": dnn.Momentum(0.1)}
     for each in (network, other):
-        each.fit(X, Y, epochs=1, batch_size=8, optimizer=dnn.Momentum(0.1))
+        each.fit(X, Y, precision="float16", **settings)
+    network.training_state.arrays["loss_scale"][...] = 2.0**24
+    before = network.parameters.flat.get()
+    network.fit(X * 1e3, Y, precision="float16", **settings)
+    np.testing.assert_array_equal(network.parameters.flat.get(), before)  # the step was skipped
+    for each in (network, other):
+        each.fit(X, Y, **settings)
     np.testing.assert_array_equal(network.parameters.flat.get(), other.parameters.flat.get())
+    assert (network.parameters.flat.get() != before).any()
 
 
 def test_padding_of_the_flat_buffers_stays_zero():
-    network, step = problem("float16", optimizer=dnn.Adam(0.01))
-    run(step, 3)
-    ones = network.parameters.like()
-    for view in ones.values():
+    case = problem("float16", optimizer=dnn.Adam(0.01))
+    case.run(3)
+    ones = np.zeros_like(case.theta)
+    for view in case.by_name(ones).values():
         view.fill(1)
-    outside = ones.flat.get() == 0
+    outside = ones == 0
     assert outside.any()
-    for parameters in (network.parameters, network._mixed.parameters, network._mixed.gradients):
-        assert not parameters.flat.get()[outside].any()
+    working = [buffer.array for buffer in case.step.plan.buffers if buffer.name in ("theta", "weights", "grad", "m")]
+    assert len(working) == 4 and not any(case.host(array)[outside].any() for array in working)
 
 
 # ------------------------------------------------------------------------------------- on the device
@@ -387,52 +340,45 @@ def test_padding_of_the_flat_buffers_stays_zero():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("precision", ["tf32", *LOW])
 def test_a_step_is_launches_and_products_only(precision, optimizer):
-    _, step = problem(precision, optimizer=optimizer)
-    run(step)
-    with device.capture() as counts:
-        run(step)
-    assert set(counts) == {"launches", "products"}
-
-
-@pytest.mark.parametrize(("optimizer", "updates"), [(dnn.SGD(0.1), 1), (dnn.Adam(0.01), 2)], ids=str)
-@pytest.mark.parametrize("precision", ["tf32", *LOW])
-def test_a_fused_step_in_16_bits_is_four_casts_more_and_the_scaling_three(precision, optimizer, updates, fused_standin):
-    _, step = problem(precision, optimizer=optimizer, backend=fused_standin)
-    run(step)
-    with device.capture() as counts:
-        run(step)
-    casts = {"tf32": 0, "bfloat16": 4, "float16": 4}[precision]  # weights, logits, dZ, gradients
-    # the search for an overflow, the new scale, and the factors of the update, for Adam in both dtypes
-    scaling = 2 + updates if precision == "float16" else 0
-    assert counts["launches"] == 3 + 1 + 1 + 2 + updates + casts + scaling
-    assert counts["products"] == 3 + 3 + 3 + 2
+    counts, plain = (nodes_of(problem(p, optimizer=optimizer).step) for p in (precision, None))
+    assert set(counts) == {"launches", "products"} and counts["products"] == plain["products"]
+    more = counts["launches"] - plain["launches"]
+    # θ, the logits, dZ and the gradients are cast
+    assert more == {"tf32": 0, "bfloat16": 4}.get(precision, more) and more < 40
 
 
 def test_a_scale_read_in_the_step_would_be_seen():
-    network, step = problem("float16")
-    update = network._mixed.update
-
-    def peeking(of: Any) -> None:
-        if float(network._mixed.loss_scale) > 0:
-            update(of)
-
-    network._mixed.update = peeking
-    with pytest.raises(RuntimeError, match="d2h while a step is captured"), device.capture():
-        run(step)
+    case = problem("float16")
+    case.step._run._step._calls.append(lambda: float(case.state.arrays["loss_scale"][0]))
+    with pytest.raises(RuntimeError, match="d2h while a step is captured"):
+        nodes_of(case.step)
 
 
-def test_tf32_reaches_every_product_but_that_of_the_biases(fused_standin):
-    exact, rounded = (problem(precision, backend=fused_standin)[1] for precision in (None, "tf32"))
-    run(exact)
-    with np.errstate(over="ignore"):
-        rounded.evaluate()
-        rounded.gradients()
-    expected, own = gradients_of(exact), gradients_of(rounded)
+def test_tf32_reaches_every_product_and_no_sum():
+    exact, rounded = (problem(precision, goal=GRADIENTS) for precision in (None, "tf32"))
+    for case in (exact, rounded):
+        case.run()
+    expected, own = exact.gradients(), rounded.gradients()
     for layer in (1, 2, 3):
         assert 0 < apart(own[f"W{layer}"], expected[f"W{layer}"]) < 2e-3
-    dZ = rounded._backward[0][0].get()
-    np.testing.assert_allclose(own["b3"], dZ.sum(axis=0), rtol=0, atol=1e-7)
+    # b3's gradient from the same plan, its dZ as the network gives it
+    Z = logits_of(rounded)
+    P = functional.softmax(np, Z.astype(np.float64))
+    P[np.arange(len(P)), rounded.host(rounded.examples.targets)[:, 0]] -= 1
+    np.testing.assert_allclose(own["b3"], (P / len(P)).sum(axis=0), rtol=0, atol=1e-7)
     assert own["b3"].dtype == np.float32
+
+
+def logits_of(case: Problem) -> np.ndarray:
+    """By a step of the same plan up to there, with a head that leaves the logits as they are."""
+    network = case.network
+    network.output = "linear"
+    try:
+        predict = Step(network, case.examples, 32, step.PREDICT, IN_PLACE, precision="tf32").compile()
+    finally:
+        network.output = "softmax"
+    predict()
+    return case.host(predict.array("P"))
 
 
 # --------------------------------------------------------------------------------------- at the door
@@ -504,73 +450,6 @@ def test_the_command_line_trains_in_it_or_says_in_a_line_why_not(tmp_path, monke
 # ----------------------------------------------------------------------------- CuPy's, without a GPU
 
 
-class Held:
-    """A NumPy array with what cuBLAS's callers ask of CuPy's."""
-
-    def __init__(self, host: np.ndarray) -> None:
-        self.host, self.shape, self.ndim, self.dtype, self.flags = host, host.shape, host.ndim, host.dtype, host.flags
-        self.data = SimpleNamespace(ptr=host)
-
-    T = property(lambda self: Held(self.host.T))
-
-
-@pytest.fixture
-def cublas(monkeypatch) -> Any:
-    """A cublas that notes its calls."""
-    fake = ModuleType("nvmath.bindings.cublas")
-    fake.calls = []
-    for name in ("sgemm", "dgemm", "gemm_ex", "set_stream", "set_workspace", "set_math_mode"):
-        setattr(fake, name, lambda *given, name=name: fake.calls.append((name, given)))
-    fake.create = lambda: 7
-    fake.Math = SimpleNamespace(DISALLOW_REDUCED_PRECISION_REDUCTION=16)
-    fake.ComputeType = SimpleNamespace(COMPUTE_32F=68, COMPUTE_32F_FAST_TF32=77)
-    fake.GemmAlgo = SimpleNamespace(DEFAULT=-1)
-    bindings = ModuleType("nvmath.bindings")
-    bindings.cublas = fake
-    monkeypatch.setitem(sys.modules, "nvmath", ModuleType("nvmath"))
-    monkeypatch.setitem(sys.modules, "nvmath.bindings", bindings)
-    return fake
-
-
-@pytest.fixture
-def products(cublas) -> Any:
-    stream = SimpleNamespace(ptr=5)
-    workspace = SimpleNamespace(data=SimpleNamespace(ptr=6))
-    cuda = SimpleNamespace(get_current_stream=lambda: stream)
-    return _Products(SimpleNamespace(cuda=cuda, empty=lambda n, dtype: workspace))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "method", "name", "types"),
-    [
-        (np.float32, "__call__", "sgemm", None),
-        (np.float64, "__call__", "dgemm", None),
-        (np.float16, "__call__", "gemm_ex", (2, 68)),
-        (bfloat16, "__call__", "gemm_ex", (14, 68)),
-        (np.float32, "tf32", "gemm_ex", (0, 77)),
-        (np.float64, "tf32", "dgemm", None),
-    ],
-)
-def test_each_dtype_has_its_product(dtype, method, name, types, products, cublas):
-    a, b, out = (Held(np.ones(shape, dtype)) for shape in ((4, 3), (3, 5), (4, 5)))
-    getattr(products, method)(a, b, out)
-    called, given = cublas.calls[-1]
-    assert called == name
-    # of the rows' transposes: see gemm_arguments
-    assert given[:6] == (7, 0, 0, 5, 4, 3)
-    if types is None:
-        _, first, first_ld, second, second_ld, _, c, c_ld = given[6:]
-    else:
-        _, first, first_type, first_ld, second, second_type, second_ld, _, c, c_type, c_ld, compute, algo = given[6:]
-        assert (first_type, second_type, c_type) == 3 * (types[0],) and (compute, algo) == (types[1], -1)
-    assert first is b.host and second is a.host and c is out.host and (first_ld, second_ld, c_ld) == (5, 3, 5)
-
-
-def test_in_tf32_the_product_with_ones_is_exact(products, cublas):
-    products.tf32(Held(np.ones(4, np.float32)), Held(np.ones((4, 5), np.float32)), Held(np.ones(5, np.float32)))
-    assert cublas.calls[-1][0] == "sgemm"
-
-
 @pytest.mark.parametrize(
     ("capability", "names"), [("75", ["float16"]), ("80", ["tf32", "float16", "bfloat16"]), ("120", ["tf32"])]
 )
@@ -588,11 +467,3 @@ def test_without_ml_dtypes_there_is_no_bfloat16(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     cuda = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability="90"))
     assert list(_precisions(SimpleNamespace(cuda=cuda, empty=None))) == ["tf32", "float16"]
-
-
-def test_only_who_asks_for_tf32_gets_its_products():
-    backend = CupyBackend.__new__(CupyBackend)
-    backend.kernels, backend._tf32 = {"linear_forward": "exact"}, {"linear_forward": "tf32"}
-    linear, other = functional.linear_forward, functional.relu
-    assert [backend.fused(linear, p) for p in (None, "tf32", "float16")] == ["exact", "tf32", "exact"]
-    assert backend.fused(other, "tf32") is other

@@ -2,197 +2,192 @@
 
 from __future__ import annotations
 
-import gc
-import tracemalloc
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
-from standin import device
+from builders import OPTIMIZERS, OUTPUTS, nodes_of, problem
+from oracles import bytes_allocated, slopes
+from standin import StrictGraph, device
 
 import dnn
-from dnn.backends import Backend, get_backend
-from dnn.data import prepare
-from dnn.optimizers import Update
-from dnn.step import ACTIVATIONS, TrainStep
-
-OUTPUTS = {"sigmoid": 1, "softmax": 10, "linear": 1}
-OPTIMIZERS = [dnn.SGD(0.01), dnn.Momentum(0.01), dnn.Adam(0.001)]
-
-
-def problem(sizes, output: str, backend: str, m: int, dtype="float32", optimizer=OPTIMIZERS[0], activation="relu"):
-    """A bound step with its first batch loaded, and the examples."""
-    network = dnn.Network(sizes, output=output, activation=activation, dtype=dtype, backend=backend)
-    generator = np.random.default_rng(3)
-    X = generator.standard_normal((m, sizes[0])).astype(dtype)
-    classes = 2 if output == "sigmoid" else sizes[-1]
-    Y = generator.standard_normal(m) if output == "linear" else generator.integers(0, classes, m)
-    for layer in range(1, len(sizes)):
-        # with biases of zero a unit whose inputs are all dead sits on relu's kink
-        network.parameters[f"b{layer}"] = generator.standard_normal(sizes[layer])
-    examples = prepare(network, X, Y, fitting=True).on(network.backend)
-    step = TrainStep(network, optimizer.bind(network.parameters), examples, m)
-    rows = network.backend.asarray(np.arange(m))
-    step.load(rows)
-    return network, step, rows
-
-
-def careless_sgd(network, step):
-    """The planted fault: an update that allocates."""
-    gradients = step._update.gradients
-
-    def update() -> None:
-        for name in network.parameters:
-            W = network.parameters[name]
-            W -= 0.01 * gradients[name]
-
-    step._update = update
-
+from dnn.activations import ACTIVATIONS
+from dnn.backends import Backend, get_backend, use_compiled_steps
+from dnn.backends.plan.stepwise import Stepwise
+from dnn.batches import Batches
+from dnn.step import GRADIENTS, IN_PLACE, TRAIN, Step
 
 # ---------------------------------------------------------------------------------------- right
 
+UNITS = {"sigmoid": 1, "softmax": 3, "linear": 1}
+NETWORKS = [
+    *(([3, UNITS[output]], output, "relu") for output in UNITS),
+    *(([3, 4, 3], "softmax", activation) for activation in ACTIVATIONS),
+    *(([3, 5, 4, UNITS[output]], output, activation) for output in UNITS for activation in ACTIVATIONS),
+    ([3, 5, 4, 3], "softmax", ["gelu", "tanh"]),
+    ([3, 4, 2], "sigmoid", "relu"),
+    ([3, 4, 2], "linear", "relu"),
+]
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("softmax", 3), ("linear", 1)])
-@pytest.mark.parametrize("hidden", [[], [4], [5, 4]])
-def test_gradients_are_those_of_finite_differences(activation, output, units, hidden, backend: Backend):
-    network, step, _ = problem([3, *hidden, units], output, backend.name, 6, "float64", activation=activation)
-    step.evaluate()
-    step.gradients()
-    h = 1e-6
-    for name, view in network.parameters.items():
-        W, slope = backend.to_numpy(view).copy(), np.empty(view.shape)
-        for place in np.ndindex(view.shape):
-            losses = []
-            for sign in (1, -1):
-                moved = W.copy()
-                moved[place] += sign * h
-                network.parameters[name] = moved
-                step.evaluate()
-                losses.append(float(backend.to_numpy(step.output.loss)[0]))
-            slope[place] = (losses[0] - losses[1]) / (2 * h)
-        network.parameters[name] = W
-        np.testing.assert_allclose(backend.to_numpy(step._update.gradients[name]), slope, atol=1e-8)
+
+@pytest.mark.parametrize(("sizes", "output", "activation"), NETWORKS, ids=str)
+def test_gradients_are_those_of_finite_differences(sizes, output, activation, backend: Backend):
+    case = problem(sizes, output, backend.name, 6, dtype="float64", activation=activation, goal=GRADIENTS)
+    case.run()
+    gradients, parameters = case.gradients(), case.network.parameters
+    for name, view in parameters.items():
+        W = case.host(view)
+
+        def loss(moved: np.ndarray, name: str = name) -> float:
+            parameters[name] = moved
+            case.run()
+            return case.loss
+
+        np.testing.assert_allclose(gradients[name], slopes(W, loss), atol=1e-8)
+        parameters[name] = W
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_ten_steps_on_the_stand_in_are_those_on_numpy(output, optimizer):
-    sizes, weights = [5, 7, 6, OUTPUTS[output]], {}
+    weights = {}
     for name in ("numpy", "standin"):
-        network, step, _ = problem(sizes, output, name, 8, "float64", optimizer)
-        for _ in range(10):
-            step()
-        weights[name] = network.backend.to_numpy(network.parameters.flat).copy()
+        case = problem([5, 7, 6, OUTPUTS[output]], output, name, 8, dtype="float64", optimizer=optimizer)
+        case.run(10)
+        weights[name] = case.theta
     np.testing.assert_allclose(weights["standin"], weights["numpy"], rtol=0, atol=1e-13)
+
+
+def test_a_compiled_step_sees_a_changed_learning_rate(backend: Backend):
+    case = problem([4, 3, 2], "softmax", backend.name, 5, dtype="float64", optimizer=dnn.Adam(0.1))
+    case.run(4)  # on a GPU it is captured now
+    case.state.learning_rate = 0.0
+    before = case.theta
+    case.run()
+    np.testing.assert_array_equal(case.theta, before)
+    case.state.learning_rate = 0.1
+    case.run()
+    assert (case.theta != before).any()
+
+
+def test_loss_and_totals_are_of_the_weights_before_the_update(backend: Backend):
+    case = problem([4, 3, 2], "softmax", backend.name, 5, dtype="float64", optimizer=dnn.SGD(0.5))
+    losses = []
+    for _ in range(5):
+        losses.append(case.network.evaluate(case.examples.X, case.host(case.examples.targets))["loss"])
+        case.run()
+        assert case.loss == pytest.approx(losses[-1], rel=1e-14)
+    assert case.host(case.step.totals)[0] == pytest.approx(sum(losses), rel=1e-14)
+    case.step.reset()
+    assert not case.host(case.step.totals).any()
 
 
 # ------------------------------------------------------------------------------- nothing allocated
 
-
-def held_over(run, warm_up: int = 2, times: int = 3) -> int:
-    """tracemalloc's peak over some runs, less what is held at the end."""
-    for _ in range(warm_up):
-        run()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        for _ in range(times):
-            run()
-        held, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return peak - held
+LARGE, SMALL = ([784, 1024, 1024, 10], 512, 64 * 1024), ([20, 64, 32, 2], 32, 4 * 1024)
 
 
-LIMITS = [([784, 1024, 1024, 10], 512, 64 * 1024), ([20, 64, 32, 2], 32, 4 * 1024)]
+def careless(self: Stepwise, node: Any) -> None:
+    """The planted fault: an operation that allocates its result."""
+    function, arrays = getattr(self._xp, node.op), [self._arrays[value] for value in node.inputs]
+    out = self._new(node)
+    self._call(lambda: self._xp.copyto(out, function(*arrays)))
 
 
-@pytest.mark.parametrize(("sizes", "m", "limit"), LIMITS, ids=["large", "small"])
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
-def test_a_step_allocates_nothing(sizes, m, limit, output, optimizer):
-    sizes = [*sizes[:-1], OUTPUTS[output] if output != "softmax" else sizes[-1]]
-    _, step, rows = problem(sizes, output, "numpy", m, optimizer=optimizer)
-
-    def run() -> None:
-        step.load(rows)
-        step()
-
-    with np.errstate(over="ignore"):
-        assert held_over(run) < limit
-
-
-@pytest.mark.parametrize(("sizes", "m", "limit"), LIMITS, ids=["large", "small"])
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
-def test_other_activations_allocate_nothing(sizes, m, limit, activation):
-    _, step, _ = problem(sizes, "softmax", "numpy", m, activation=activation)
-    with np.errstate(over="ignore"):
-        assert held_over(step) < limit
+@pytest.mark.parametrize(
+    ("size", "output", "optimizer"),
+    [
+        *((SMALL, output, optimizer) for output, optimizer in product(OUTPUTS, OPTIMIZERS)),
+        (LARGE, "softmax", OPTIMIZERS[2]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_step_allocates_nothing(size, output, optimizer, compiled):
+    sizes, m, limit = size
+    sizes = [*sizes[:-1], sizes[-1] if output == "softmax" else OUTPUTS[output]]
+    with use_compiled_steps(compiled):
+        case = problem(sizes, output, "numpy", m, optimizer=optimizer, biases=False)
+        with case.backend.stream(), np.errstate(over="ignore"):
+            assert bytes_allocated(case.step) < limit
 
 
-@pytest.mark.parametrize(("sizes", "m", "limit"), LIMITS, ids=["large", "small"])
-def test_an_allocating_update_would_be_seen_by_tracemalloc(sizes, m, limit):
-    network, step, _ = problem(sizes, "softmax", "numpy", m)
-    careless_sgd(network, step)
-    assert held_over(step) > limit
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_other_activations_allocate_nothing(activation, compiled):
+    sizes, m, limit = SMALL
+    with use_compiled_steps(compiled):
+        case = problem(sizes, "softmax", "numpy", m, activation=activation)
+        with case.backend.stream(), np.errstate(over="ignore"):
+            assert bytes_allocated(case.step) < limit
 
 
-def counted(step):
-    """What a step asks of the stand-in; an allocation, copy or wait while it runs is an error."""
-    step()
-    with device.capture() as counts:
-        step()
-    return counts
+@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["large", "small"])
+def test_an_allocating_operation_would_be_seen_by_tracemalloc(size, monkeypatch):
+    sizes, m, limit = size
+    monkeypatch.setattr(Stepwise, "_elementwise", careless)
+    with use_compiled_steps(False):
+        case = problem(sizes, "softmax", "numpy", m)
+    assert bytes_allocated(case.step) > limit
 
 
 @pytest.mark.parametrize(("output", "optimizer"), list(product(OUTPUTS, OPTIMIZERS)), ids=str)
 def test_a_step_on_the_device_is_launches_and_products_only(output, optimizer):
-    counts = counted(problem([20, 64, 32, OUTPUTS[output]], output, "standin", 32, optimizer=optimizer)[1])
-    # a product a layer forward, dW, db, and dA but for the first layer's; four of the tally, two of softmax's sums
-    assert counts["products"] == 3 + 3 + 3 + 2 + 4 + (2 if output == "softmax" else 0)
-    assert set(counts) == {"launches", "products"} and counts["launches"] < 50
+    counts = nodes_of(problem([20, 64, 32, OUTPUTS[output]], output, "standin", 32, optimizer=optimizer).step)
+    # a product a layer forward, dW, db, and dA but for the first layer's; the sums of loss and metric, two of softmax's
+    assert counts["products"] == 3 + 3 + 3 + 2 + 2 + (2 if output == "softmax" else 0)
+    assert set(counts) == {"launches", "products"} and counts["launches"] < 65
 
 
-def test_taking_a_batch_on_the_device_reads_and_allocates_nothing():
-    _, step, rows = problem([20, 64, 32, 3], "softmax", "standin", 32)
-    with device.capture() as counts:
-        step.load(rows)
-    # the examples, their labels, and the labels one-hot in three
-    assert dict(counts) == {"launches": 5}
-
-
-def test_an_allocating_update_would_be_seen_by_the_stand_in():
-    network, step, _ = problem([20, 64, 32, 2], "softmax", "standin", 32)
-    careless_sgd(network, step)
-    with pytest.raises(RuntimeError, match="allocations while a step is captured"):
-        counted(step)
+def test_an_allocating_operation_would_be_seen_by_the_stand_in(monkeypatch):
+    monkeypatch.setattr(Stepwise, "_elementwise", careless)
+    case = problem([20, 64, 32, 2], "softmax", "standin", 32)
+    with pytest.raises(RuntimeError, match="while a step is captured"):
+        nodes_of(case.step)
 
 
 def test_a_loss_read_in_the_step_would_be_seen_by_the_stand_in():
-    _, step, _ = problem([20, 64, 32, 2], "softmax", "standin", 32)
-    update = step._update
-
-    def peeking() -> None:
-        update()
-        float(step.output.loss[0])
-
-    step._update = peeking
+    case = problem([20, 64, 32, 2], "softmax", "standin", 32)
+    case.step._run._step._calls.append(lambda: float(case.step.loss[0]))
     with pytest.raises(RuntimeError, match="d2h while a step is captured"):
-        counted(step)
+        nodes_of(case.step)
 
 
-def test_a_bound_step_sees_a_changed_learning_rate(backend: Backend):
-    network, step, _ = problem([4, 3, 2], "softmax", backend.name, 5, "float64")
-    update = step._update
-    assert isinstance(update, Update)
-    update.learning_rate = 0.0
-    before = backend.to_numpy(network.parameters.flat).copy()
-    step()
-    np.testing.assert_array_equal(backend.to_numpy(network.parameters.flat), before)
-    update.learning_rate = 0.1
-    step()
-    assert (backend.to_numpy(network.parameters.flat) != before).any()
+def test_temporary_arrays_of_the_common_pool_would_be_seen_by_the_stand_in(monkeypatch):
+    monkeypatch.setattr(StrictGraph, "_run", lambda graph: graph._step())
+    case = problem([20, 64, 32, 2], "softmax", "standin", 32)
+    with pytest.raises(RuntimeError, match="a temporary array of the common pool while a step is captured"):
+        nodes_of(case.step)
+
+
+def test_an_operand_that_overlaps_its_result_would_be_seen_by_the_stand_in(monkeypatch):
+    monkeypatch.setattr(Stepwise, "_of_view", lambda stepwise, view: None if stepwise._dry else stepwise._part(view))
+    case = problem([20, 64, 32, 2], "softmax", "standin", 32)
+    with pytest.raises(RuntimeError, match="hidden_copies while a step is captured"):
+        nodes_of(case.step)
+
+
+def test_an_epoch_on_the_device_is_a_copy_of_rows_and_a_replay_a_batch():
+    case = problem([20, 64, 32, 3], "softmax", "standin", 32)
+
+    def bind(examples: Any, size: int, loading: str) -> Step:
+        return Step(case.network, examples, size, TRAIN, loading, case.state.optimizer, case.state.arrays)
+
+    batches = Batches(case.backend, case.examples, np.arange(32), 10, bind, case.network.dtype)
+    for _ in range(3):  # the smaller last batch's step is captured in the third
+        list(batches)
+    before = device.counts.copy()
+    list(batches)
+    assert device.counts - before == {"launches": 4, "graphs": 4}
+
+
+def test_a_single_batch_is_used_where_it_is():
+    case = problem([20, 64, 3], "softmax", "standin", 32, loading=IN_PLACE)
+    gathered = problem([20, 64, 3], "softmax", "standin", 32)
+    # of X and of the targets
+    assert nodes_of(gathered.step)["launches"] - nodes_of(case.step)["launches"] == 2
+    np.testing.assert_array_equal(case.theta, gathered.theta)
 
 
 def test_arrays_begin_on_cache_lines():

@@ -13,8 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
+
+from dnn import functional
 
 # dnn/backends is a link to the folder at the top; globbing follows it in some versions of Python only
 SOURCES = sorted(
@@ -22,15 +25,19 @@ SOURCES = sorted(
 )
 
 LAYERS = [
+    {"dnn.backends.base"},
+    {"dnn.backends.plan"},
+    {"dnn.backends.codegen"},
     {"dnn.backends"},
     {"dnn.errors", "dnn.files"},
     {"dnn.functional", "dnn.parameters", "dnn.initializers"},
-    {"dnn.optimizers", "dnn.outputs", "dnn.data"},
-    {"dnn.precision"},
+    {"dnn.activations", "dnn.losses", "dnn.metrics", "dnn.optimizers", "dnn.precision"},
+    {"dnn.heads", "dnn.state"},
+    {"dnn.network"},
+    {"dnn.data"},
     {"dnn.step"},
     {"dnn.batches"},
     {"dnn.inference"},
-    {"dnn.network"},
     {"dnn.memory"},
     {"dnn.training", "dnn.model_file", "dnn.course"},
     {"dnn"},
@@ -41,8 +48,11 @@ LAYERS = [
 
 UPWARDS = {
     ("dnn.network", "dnn.training"),  # Network.fit
+    ("dnn.network", "dnn.inference"),  # predict, evaluate
     ("dnn.network", "dnn.model_file"),  # Network.save
     ("dnn.model_file", "dnn"),  # the version
+    ("dnn.backends.base", "dnn.backends"),  # a copy of a backend is the backend of that name
+    ("dnn.backends.base", "dnn.backends.plan"),  # what runs a plan, once there is one to run
 }
 """The exceptions: methods that are there for the user's convenience, imported when they are called."""
 
@@ -99,7 +109,8 @@ def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
 def test_imports_point_one_way(path: Path):
     module = module_of(path)
     for imported, in_function in imports_of(path):
-        if (module, imported) in UPWARDS:
+        above = next((up for up in UPWARDS if module == up[0] and (imported + ".").startswith(up[1] + ".")), None)
+        if above and layer_of(imported) > layer_of(module):
             assert in_function, f"{module} imports {imported} at its head"
         else:
             assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
@@ -108,6 +119,15 @@ def test_imports_point_one_way(path: Path):
 def test_backends_know_no_networks():
     for path in (ROOT / "backends").rglob("*.py"):
         assert all(name.startswith("dnn.backends") for name, _ in imports_of(path)), path
+
+
+def test_no_formula_is_written_twice():
+    """No name of a function of dnn.functional occurs in backends/, but for those that NumPy has under the same name."""
+    names = {name for name in functional.__all__ if inspect.isfunction(getattr(functional, name))} - set(dir(np))
+    assert len(names) > 15
+    pattern = re.compile(rf"\b({'|'.join(sorted(names))})\b")
+    for path in (ROOT / "backends").rglob("*.py"):
+        assert not (found := pattern.search(path.read_text())), f"{path}: {found}"
 
 
 def test_only_the_cupy_backend_imports_cupy():
@@ -125,7 +145,19 @@ def test_only_the_cupy_backend_imports_cupy():
 def test_importing_dnn_is_light():
     code = "import sys, dnn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    heavy = {"cupy", "h5py", "tqdm", "sklearn", "scipy", "matplotlib", "torch", "pytest", "argparse"}
+    heavy = {
+        "llvmlite",
+        "numba",
+        "cupy",
+        "h5py",
+        "tqdm",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "torch",
+        "pytest",
+        "argparse",
+    }
     assert not heavy & set(done.stdout.split())
 
 

@@ -15,7 +15,7 @@ import dnn
 from dnn import training
 from dnn.backends import Backend, get_backend
 from dnn.errors import DataError, NonFiniteLossError
-from dnn.step import TrainStep
+from dnn.step import TRAIN, Step
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((50, 4))
@@ -72,11 +72,11 @@ def test_three_and_three_epochs_are_six(optimizer, backend: Backend):
 def test_another_optimizer_starts_afresh_and_another_learning_rate_goes_on():
     network = network_of()
     network.fit(X, Y, epochs=1, optimizer=dnn.Adam(0.01))
-    update = network._update
+    state = network.training_state
     network.fit(X, Y, epochs=1, optimizer=dnn.Adam(0.001))
-    assert network._update is update and update.learning_rate == 0.001
+    assert network.training_state is state and state.learning_rate == 0.001
     network.fit(X, Y, epochs=1, optimizer=dnn.Adam(0.001, beta1=0.5))
-    assert network._update is not update
+    assert network.training_state is not state
 
 
 def test_an_optimizer_can_be_given_by_name():
@@ -92,19 +92,22 @@ def test_an_optimizer_can_be_given_by_name():
 def rows_seen(monkeypatch, **settings) -> list[list[int]]:
     """The examples of every step, by what stands in their only feature."""
     seen: list[list[int]] = []
-    original = TrainStep.__call__
+    original = Step.__call__
 
-    def recording(step: TrainStep) -> None:
-        seen.append(np.rint(step.X[:, 0]).astype(int).tolist())
+    def recording(step: Step) -> None:
+        if step.goal == TRAIN:
+            buffers = {buffer.name: buffer.array for buffer in step.plan.buffers}
+            batch = buffers["X"][buffers["rows"]] if "rows" in buffers else buffers["X"]
+            seen.append(np.rint(batch[:, 0]).astype(int).tolist())
         original(step)
 
-    monkeypatch.setattr(TrainStep, "__call__", recording)
+    monkeypatch.setattr(Step, "__call__", recording)
     network = dnn.Network([1, 1], output="linear", seed=5)
     network.fit(np.arange(10.0).reshape(10, 1), np.zeros(10), optimizer=dnn.SGD(0.0), **settings)
     return seen
 
 
-def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch, uncompiled):
+def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch):
     seen = rows_seen(monkeypatch, epochs=3, batch_size=4)
     assert [len(rows) for rows in seen] == [4, 4, 2] * 3
     orders = [[*seen[i], *seen[i + 1], *seen[i + 2]] for i in (0, 3, 6)]
@@ -116,15 +119,15 @@ def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch
         assert order == generator.permutation(10).tolist()
 
 
-def test_without_shuffle_the_order_is_the_datas(monkeypatch, uncompiled):
+def test_without_shuffle_the_order_is_the_datas(monkeypatch):
     assert rows_seen(monkeypatch, epochs=2, batch_size=4, shuffle=False) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
 
 
-def test_a_full_batch_is_not_shuffled(monkeypatch, uncompiled):
+def test_a_full_batch_is_not_shuffled(monkeypatch):
     assert rows_seen(monkeypatch, epochs=2, batch_size=64) == [list(range(10))] * 2
 
 
-def test_validation_split_holds_back_the_same_examples_every_time(monkeypatch, uncompiled):
+def test_validation_split_holds_back_the_same_examples_every_time(monkeypatch):
     seen = rows_seen(monkeypatch, epochs=2, batch_size=8, validation_split=0.25)
     assert [len(rows) for rows in seen] == [7, 7]
     assert sorted(seen[0]) == sorted(seen[1])
@@ -206,26 +209,23 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_says_what_to_do():
 # ------------------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch, uncompiled):
-    """SIGINT in the middle of step 5, between two updates of theta: the step is finished, then KeyboardInterrupt."""
+def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch):
+    """SIGINT before step 5 has begun to work: the step is finished, then KeyboardInterrupt."""
     expected = network_of()
-    original, done = TrainStep.gradients, []
+    original, done = Step.__call__, []
 
-    def counted(step: TrainStep) -> None:
-        original(step)
+    def interrupted(step: Step) -> None:
         done.append(1)
-
-    def interrupted(step: TrainStep) -> None:
-        counted(step)
         if len(done) == 5:
             signal.raise_signal(signal.SIGINT)
+        original(step)
 
-    monkeypatch.setattr(TrainStep, "gradients", interrupted)
+    monkeypatch.setattr(Step, "__call__", interrupted)
     network = network_of()
     with pytest.raises(KeyboardInterrupt):
         network.fit(X, Y, epochs=10, batch_size=25, shuffle=False)
     assert len(done) == 5
-    monkeypatch.setattr(TrainStep, "gradients", original)
+    monkeypatch.setattr(Step, "__call__", original)
     expected.fit(X, Y, epochs=2, batch_size=25, shuffle=False)
     # the fifth step, by hand
     expected.fit(X[:25], Y[:25], epochs=1, batch_size=25, shuffle=False)
@@ -234,16 +234,16 @@ def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch, uncomp
     network.fit(X, Y, epochs=1)  # it goes on
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch, uncompiled):
+def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch):
     reached = []
 
-    def interrupted_twice(step: TrainStep) -> None:
+    def interrupted_twice(step: Step) -> None:
         signal.raise_signal(signal.SIGINT)
         reached.append("after the first")
         signal.raise_signal(signal.SIGINT)
         reached.append("after the second")
 
-    monkeypatch.setattr(TrainStep, "gradients", interrupted_twice)
+    monkeypatch.setattr(Step, "__call__", interrupted_twice)
     with pytest.raises(KeyboardInterrupt):
         network_of().fit(X, Y, epochs=2)
     assert reached == ["after the first"]
@@ -259,26 +259,26 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
         yield
         log.append("leave")
 
-    original = TrainStep.__call__
+    original = Step.__call__
     monkeypatch.setattr(backend, "stream", stream, raising=False)
     monkeypatch.setattr(backend, "synchronize", lambda: log.append("wait"), raising=False)
-    monkeypatch.setattr(TrainStep, "__call__", lambda step: (log.append("step"), original(step)))
+    monkeypatch.setattr(Step, "__call__", lambda step: (log.append("step"), original(step)))
     network_of(backend).fit(X, Y, epochs=1, batch_size=25)
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
-def test_a_handler_of_the_users_own_is_left_alone(monkeypatch, uncompiled):
+def test_a_handler_of_the_users_own_is_left_alone(monkeypatch):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         handler = signal.getsignal(signal.SIGINT)
-        original = TrainStep.gradients
+        original = Step.__call__
 
-        def interrupted(step: TrainStep) -> None:
+        def interrupted(step: Step) -> None:
             original(step)
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(TrainStep, "gradients", interrupted)
+        monkeypatch.setattr(Step, "__call__", interrupted)
         network_of().fit(X, Y, epochs=2, batch_size=25)
         assert len(calls) == 4 and signal.getsignal(signal.SIGINT) is handler
     finally:

@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from dnn.activations import ACTIVATIONS
 from dnn.cli.common import add_common, add_names, check_finite, in_words, read_labels, show, tell, tell_device
 from dnn.data import Dataset, Part, open_dataset, prepare
 from dnn.errors import DataError
 from dnn.files import check_writable, write_whole
+from dnn.heads import HEADS
 from dnn.initializers import INITIALIZERS
 from dnn.model_file import classes_of, model_bytes
 from dnn.network import DTYPES, Network
 from dnn.optimizers import OPTIMIZERS
-from dnn.outputs import OUTPUTS
 from dnn.precision import PRECISIONS, check_precision
-from dnn.step import ACTIVATIONS
-from dnn.training import History, fit
+from dnn.training import History
 
+FIT_SETTINGS = ("epochs", "batch_size", "validation_split", "shuffle", "memory_limit", "precision")
+"""Those of `dnn.training.FitSettings` that are flags of the same name."""
 MANY_CLASSES = 1000
 """Up to here more classes than examples are believed."""
 
@@ -44,7 +46,7 @@ def add(commands: Any) -> None:
     add_names(parser)
     parser.add_argument("--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layers, or none (64)")
     parser.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers (relu)")
-    parser.add_argument("--output", choices=OUTPUTS, help="instead of what the labels say")
+    parser.add_argument("--output", choices=HEADS, help="instead of what the labels say")
     parser.add_argument("--initializer", choices=INITIALIZERS, default="he_normal", help="(he_normal)", metavar="NAME")
     parser.add_argument("--epochs", metavar="N", type=int, default=20, help="(20)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="(64)")
@@ -89,7 +91,7 @@ def run(given: argparse.Namespace) -> None:
             input_scale=given.input_scale,
             backend=given.backend,
         )
-        check_precision(network, given.precision)
+        check_precision(network.dtype, network.backend, given.precision)
         network.classes = _class_names(train_data, network)
         optimizer = OPTIMIZERS[given.optimizer](
             **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
@@ -100,21 +102,8 @@ def run(given: argparse.Namespace) -> None:
             check_writable(path, given.force)
         tell_device(given, network)
         tell(given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output")
-        history = fit(
-            network,
-            train.X,
-            labels,
-            epochs=given.epochs,
-            batch_size=given.batch_size,
-            optimizer=optimizer,
-            validation_data=None,
-            validation_split=given.validation_split,
-            shuffle=given.shuffle,
-            verbose=not given.quiet,
-            memory_limit=given.memory_limit,
-            threads=None,
-            precision=given.precision,
-        )
+        settings = {name: getattr(given, name) for name in FIT_SETTINGS}
+        history = network.fit(train.X, labels, optimizer=optimizer, verbose=not given.quiet, **settings)
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:
             measured["test"] = network.evaluate(test.X, read_labels(test))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dnn.backends import Array, Backend, backend_of, get_backend
 from dnn.errors import DataError
-
-if TYPE_CHECKING:
-    from dnn.network import Network
+from dnn.network import Network
 
 CHUNK = 4_000_000
 """Numbers converted at a time: conversion needs no second copy of the data."""

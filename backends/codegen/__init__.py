@@ -1,0 +1,1 @@
+"""LLVM IR for loops, reductions and products, and the threads that run it: needs llvmlite."""

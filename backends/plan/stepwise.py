@@ -1,0 +1,356 @@
+"""A plan run operation by operation: one call of the array module for each, into memory that is assigned once.
+
+What runs needs no memory but the assigned and reads nothing back, so a GPU can capture and replay it. `where` has no
+`out=` in either library: it is made of bit operations in NumPy, of masked copies elsewhere. Sums are products with
+ones, which are faster and in float32 closer than NumPy's sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dnn.backends.base import Array, Backend
+from dnn.backends.plan.graph import Plan, Value, View, constant_of, live_nodes
+from dnn.backends.plan.operations import ELEMENTWISE
+
+ALIGNMENT = 64
+VIEWS = ("transpose", "reshape", "bitcast")
+NO_CALL = (*VIEWS, "load", "constant", "iota", "broadcast", "store")
+
+Call = Callable[[], Any]
+
+
+class Stepwise:
+    """The calls of a plan on a backend's arrays; calling it runs them all.
+
+    `nbytes` is the memory beyond the arrays that the plan was given. With `dry` nothing is allocated.
+    """
+
+    def __init__(self, plan: Plan, backend: Backend, dry: bool = False) -> None:
+        self._plan, self._backend, self._xp = plan, backend, backend.xp
+        self._is_numpy = backend.xp is np
+        live = live_nodes(plan)
+        self._nodes = [node for node in plan.nodes if node in live]
+        self._stores = [node for node in self._nodes if node.op == "store"]
+        self._users: dict[Value, list[Value]] = {node: [] for node in self._nodes}
+        for node in self._nodes:
+            for value in node.inputs:
+                self._users[value].append(node)
+        self._memory = _Memory(backend, dry)
+        self._arrays: dict[Value, Any] = {}
+        self._blocks: dict[Value, int] = {}
+        self._parts: dict[View, Any] = {}
+        self._ones: dict[tuple[int, Any], Any] = {}
+        self._calls: list[Call] = []
+        self._dry = dry
+        self._homes = {node: view for node in self._nodes if (view := self._home(node)) is not None}
+        self._last = self._last_uses()
+        for buffer in plan.buffers:
+            if buffer.array is None:
+                self._memory.fixed(buffer.nbytes)
+                if not dry:
+                    buffer.array = backend.zeros(buffer.shape, buffer.dtype)
+        for position, node in enumerate(self._nodes):
+            self._add(node)
+            self._release(position)
+        self.nbytes = self._memory.nbytes
+        # the graph has served; what it refers to would live as long as this
+        del self._nodes, self._users, self._stores, self._homes, self._last, self._blocks, self._arrays, self._plan
+        del self._parts, self._ones
+
+    def __call__(self) -> None:
+        for call in self._calls:
+            call()
+
+    # ---------------------------------------------------------------------------------- placement
+
+    def _home(self, node: Value) -> View | None:
+        """The view that a value can be computed in, where it is stored and nothing else reads what stands there."""
+        if node.op in NO_CALL:
+            return None
+        stores = [user for user in self._users[node] if user.op == "store"]
+        if not stores or not stores[0].attributes[0].is_contiguous:
+            return None
+        store, view = stores[0], stores[0].attributes[0]
+        if self._last_use_of(node) > min((s.number for s in self._stores if s.number > store.number
+                                          and s.attributes[0].overlaps(view)), default=math.inf):  # fmt: skip
+            return None
+        for other in self._nodes:
+            if node.number <= other.number < store.number:
+                in_place = other is node and node.op in ELEMENTWISE
+                for i, value in enumerate(other.inputs):
+                    root = _root(value)
+                    if root.op == "load" and root.attributes[0].overlaps(view):
+                        same = root is value and root.attributes[0] == view and value.shape == node.shape
+                        # of where only the last operand is read before anything is written
+                        if not (in_place and same and (node.op != "where" or i == 2)):
+                            return None
+                if other.op == "store" and other.attributes[0].overlaps(view):
+                    return None
+        return view
+
+    def _last_use_of(self, node: Value) -> int:
+        users = self._users[node]
+        return max(
+            (self._last_use_of(user) if user.op in VIEWS else user.number for user in users), default=node.number
+        )
+
+    def _last_uses(self) -> dict[int, list[Value]]:
+        """Which values have been read for the last time, by the position after which they have."""
+        positions = {node.number: i for i, node in enumerate(self._nodes)}
+        found: dict[int, list[Value]] = {}
+        for node in self._nodes:
+            if node.op not in NO_CALL:
+                found.setdefault(positions[self._last_use_of(node)], []).append(node)
+        return found
+
+    def _release(self, position: int) -> None:
+        for value in self._last.get(position, ()):
+            if value in self._blocks:
+                self._memory.give_back(self._blocks.pop(value))
+
+    def _new(self, node: Value, inherit: Value | None = None) -> Any:
+        """Memory for a value: that of its store, that of an operand which it replaces, or a block."""
+        if node in self._homes:
+            self._arrays[node] = self._of_view(self._homes[node])
+        elif inherit is not None:
+            self._blocks[node] = self._blocks.pop(inherit)
+            self._arrays[node] = self._arrays[inherit]
+        else:
+            self._blocks[node], self._arrays[node] = self._memory.take(node.shape, node.dtype)
+        return self._arrays[node]
+
+    def _of_view(self, view: View) -> Any:
+        if self._dry:
+            return None
+        if view not in self._parts:
+            # one array object for one view: CuPy copies an operand that overlaps `out` and is not the same object
+            self._parts[view] = self._part(view)
+        return self._parts[view]
+
+    def _part(self, view: View) -> Array:
+        array: Any = view.buffer.array
+        if view == view.buffer.whole():
+            return array
+        part = array.reshape(-1)[view.start : view.start + view.size]
+        if view.is_contiguous:
+            return part.reshape(view.shape)
+        return part.reshape(view.shape[::-1]).T
+
+    # ------------------------------------------------------------------------------------- calls
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **settings: Any) -> None:
+        if not self._dry:
+            self._calls.append(functools.partial(function, *arguments, **settings))
+
+    def _add(self, node: Value) -> None:
+        arrays, xp, dry = self._arrays, self._xp, self._dry
+        op, given = node.op, [arrays[value] for value in node.inputs]
+        if op == "load":
+            arrays[node] = self._of_view(node.attributes[0])
+        elif op == "constant":
+            arrays[node] = constant_of(node).item()
+        elif op == "iota":
+            self._memory.fixed(node.size * node.dtype.itemsize)
+            arrays[node] = None if dry else self._backend.asarray(np.arange(node.shape[0]), node.dtype)
+        elif op == "broadcast":
+            self._memory.fixed(node.size * node.dtype.itemsize)
+            arrays[node] = None if dry else self._filled(node.shape, node.dtype, given[0])
+        elif op == "transpose":
+            arrays[node] = None if dry else given[0].T
+        elif op == "reshape":
+            arrays[node] = None if dry else given[0].reshape(node.shape)
+        elif op == "bitcast":
+            arrays[node] = None if dry else given[0].view(node.dtype)
+        elif op == "store":
+            if self._homes.get(node.inputs[0]) != node.attributes[0]:
+                self._copy(self._of_view(node.attributes[0]), given[0])
+        elif op == "cast":
+            self._copy(self._new(node), given[0])
+        elif op == "dot":
+            self._call(self._backend.product(node.attributes[0]), *given, self._new(node))
+        elif op == "take":
+            self._call(self._backend.take, *given, self._new(node))
+        elif op == "sum" and node.dtype.kind not in "iu":
+            self._sum(node)
+        elif op == "min" and not self._is_numpy:
+            self._min(node)
+        elif op in ("sum", "max", "min", "argmax"):
+            out = self._new(node)
+            self._call(getattr(xp, op), given[0], axis=node.attributes[0], keepdims=True, out=out)
+        elif op == "where" and self._is_numpy:
+            self._where_by_bits(node)
+        elif op == "where":
+            self._where_by_copies(node)
+        else:
+            self._elementwise(node)
+
+    def _copy(self, out: Any, source: Any) -> None:
+        if not self._dry:
+            self._call(self._xp.copyto, out, source, casting="unsafe")
+
+    def _filled(self, shape: tuple[int, ...], dtype: Any, value: Any) -> Array:
+        array = self._backend.empty(shape, dtype)
+        array.fill(value)
+        return array
+
+    def _dying(self, node: Value, among: Sequence[Value] | None = None) -> Value | None:
+        """An operand of the same shape and dtype that nothing reads later: the result can take its place."""
+        for value in node.inputs if among is None else among:
+            fits = value in self._blocks and (value.shape, value.dtype) == (node.shape, node.dtype)
+            if fits and self._last_use_of(value) == node.number:
+                return value
+        return None
+
+    def _elementwise(self, node: Value) -> None:
+        function: Any = None if self._dry else getattr(self._xp, node.op)
+        repeated = [value for value in node.inputs if self._is_repeated(value, node)]
+        if not repeated:
+            out = self._new(node, self._dying(node))
+            self._call(function, *(self._arrays[value] for value in node.inputs), out=out)
+            return
+        # adding a row to every row, NumPy would allocate a buffer to repeat it in, every time
+        row = repeated[0]
+        block, copied = self._memory.take(node.shape, row.dtype)
+        out = self._new(node)
+        self._copy(copied, self._arrays[row])
+        self._call(function, *(copied if value is row else self._arrays[value] for value in node.inputs), out=out)
+        self._memory.give_back(block)
+
+    def _is_repeated(self, value: Value, node: Value) -> bool:
+        return self._is_numpy and len(node.shape) == 2 and node.shape[0] > 1 and value.op != "constant" and (
+            value.shape[-1:] == node.shape[-1:] != (1,) and math.prod(value.shape) != node.size
+        )  # fmt: skip
+
+    def _where_by_copies(self, node: Value) -> None:
+        """b, and a copied over it where the condition holds."""
+        condition, a, b = node.inputs
+        out = self._new(node, self._dying(node, [b]))
+        if out is not self._arrays[b]:
+            self._copy(out, self._arrays[b])
+        if not self._dry:
+            self._call(self._xp.copyto, out, self._arrays[a], where=self._arrays[condition])
+
+    def _min(self, node: Value) -> None:
+        """By the maximum of what is ordered the other way round: CuPy's min fails with `out=` (cupy issue 9032)."""
+        (value,) = node.inputs
+        reverse: Any = None if self._dry else self._xp.negative if node.dtype.kind in "fV" else self._xp.invert
+        block, reversed_ = self._memory.take(value.shape, value.dtype)
+        out = self._new(node)
+        if not self._dry:
+            self._call(reverse, self._arrays[value], out=reversed_)
+            self._call(self._xp.max, reversed_, axis=node.attributes[0], keepdims=True, out=out)
+            self._call(reverse, out, out=out)
+        self._memory.give_back(block)
+
+    def _where_by_bits(self, node: Value) -> None:
+        """b ^ ((a ^ b) & mask), of the bits: exact for every number, and in two or four passes."""
+        condition, a, b = node.inputs
+        bits = np.dtype(f"i{node.dtype.itemsize}")
+        held, mask = self._memory.take(condition.shape, bits)
+        blocks = [held]
+        changed = None
+        if not _is_zero(b):
+            held, changed = self._memory.take(node.shape, bits)
+            blocks.append(held)
+        out = self._new(node, self._dying(node))
+        for block in blocks:
+            self._memory.give_back(block)
+        if self._dry:
+            return
+        xp = self._xp
+        truth = self._arrays[condition]
+        self._copy(mask, truth.view(np.int8) if hasattr(truth, "view") else int(truth))
+        self._call(xp.negative, mask, out=mask)
+        first, second = self._bits(a, bits), self._bits(b, bits)
+        if changed is None:
+            self._call(xp.bitwise_and, mask, first, out=out.view(bits))
+            return
+        self._call(xp.bitwise_xor, first, second, out=changed)
+        self._call(xp.bitwise_and, changed, mask, out=changed)
+        self._call(xp.bitwise_xor, changed, second, out=out.view(bits))
+
+    def _bits(self, value: Value, bits: np.dtype) -> Any:
+        if value.op == "constant":
+            return int(constant_of(value).view(bits))
+        return self._arrays[value].view(bits)
+
+    def _sum(self, node: Value) -> None:
+        (value,), (axis,) = node.inputs, node.attributes
+        a, product = self._arrays[value], self._backend.product(None)
+        rows, columns = (1, value.size) if axis is None else (value.shape if value.ndim == 2 else (1, value.size))
+        ones = self._ones_of(rows if axis == 0 else columns, node.dtype)
+        out = self._new(node)
+        if self._dry:
+            return
+        if axis == 0:
+            self._call(product, ones, a, out.reshape(columns))
+        else:
+            self._call(product, a.reshape(rows, columns), ones.reshape(columns, 1), out.reshape(rows, 1))
+
+    def _ones_of(self, n: int, dtype: np.dtype) -> Any:
+        if (n, dtype) not in self._ones:
+            self._memory.fixed(n * dtype.itemsize)
+            self._ones[n, dtype] = None if self._dry else self._filled((n,), dtype, 1)
+        return self._ones[n, dtype]
+
+
+class _Memory:
+    """Blocks of memory that values of a plan take and give back; the smallest that is large enough is taken first."""
+
+    def __init__(self, backend: Backend, dry: bool) -> None:
+        self._backend, self._dry = backend, dry
+        self._sizes: list[int] = []
+        self._raw: list[Any] = []
+        self._free: set[int] = set()
+        self._arrays: dict[Any, Any] = {}
+        self.nbytes = 0
+
+    def fixed(self, nbytes: int) -> None:
+        """Memory that is never given back."""
+        self.nbytes += nbytes
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> tuple[int, Any]:
+        dtype = np.dtype(dtype)
+        nbytes = math.prod(shape) * dtype.itemsize
+        # not one much larger: a later value would have to do without it
+        fitting = [i for i in self._free if nbytes <= self._sizes[i] <= 2 * nbytes + ALIGNMENT]
+        if fitting:
+            block = min(fitting, key=lambda i: self._sizes[i])
+            self._free.remove(block)
+        else:
+            block = len(self._sizes)
+            size = max(-(-nbytes // ALIGNMENT) * ALIGNMENT, ALIGNMENT)
+            self._sizes.append(size)
+            self.nbytes += size
+            self._raw.append(None if self._dry else self._backend.empty(size, np.uint8))
+        if self._dry:
+            return block, None
+        # one array object for one use of a block: CuPy copies an operand that overlaps `out` and is not the same object
+        key = block, shape, dtype
+        if key not in self._arrays:
+            self._arrays[key] = self._raw[block][:nbytes].view(dtype).reshape(shape)
+        return block, self._arrays[key]
+
+    def give_back(self, block: int) -> None:
+        self._free.add(block)
+
+
+def _root(value: Value) -> Value:
+    while value.op in VIEWS:
+        value = value.inputs[0]
+    return value
+
+
+def _is_zero(value: Value) -> bool:
+    return value.op == "constant" and not any(constant_of(value).tobytes())
+
+
+def temporary_bytes(plan: Plan, backend: Backend) -> int:
+    """What a plan run operation by operation allocates beyond the arrays that it was given."""
+    return Stepwise(plan, backend, dry=True).nbytes

@@ -1,0 +1,23 @@
+"""The examples of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dnn.backends import Array
+
+
+def load_batch(xp: Any, source: Array, rows: Array, scale: Any, dtype: Any) -> Array:
+    """X_i = scale · source[rows_i] in `dtype`. rows (m,) int64, within source.
+
+    The product is taken in the scale's dtype; without a scale (None) there is none.
+    """
+    X = xp.take(source, rows, axis=0)
+    if scale is not None:
+        X = X.astype(scale.dtype) * scale
+    return X.astype(dtype)
+
+
+def one_hot(xp: Any, labels: Array, K: int) -> Array:
+    """Y_ik = [k = label_i], as bool (m, K). labels (m, 1)."""
+    return labels == xp.arange(K)

@@ -1,0 +1,172 @@
+"""Taking turns at one processor: what a turn is, and how its time is taken.
+
+As a program it is a worker of `benchmark.py compare`, which drives the class Dnn of one checkout's scripts/peers.py:
+
+    python -I scripts/turns.py FILE_DESCRIPTOR      of a connection that requests come through
+
+It relies on little, so that it times commits of any age with the same clock: peers.Dnn(sizes, X, Y, optimizer, backend,
+precision) and what a Contender has; peers.uncompiled(), the name of the backend without compiled steps.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TURN = 0.075
+"""Seconds of a turn, about."""
+
+
+class Contender:
+    name: str
+    apart: float
+    """From dnn's weights, after five steps."""
+
+    def running(self) -> AbstractContextManager[object]:
+        """What its steps run in: one turn, as one fit would."""
+        return nullcontext()
+
+    def steps(self, n: int) -> None:
+        """Queue n steps."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Until they are done."""
+
+    def weights(self) -> list[np.ndarray]:
+        """[W1, b1, ...]."""
+        raise NotImplementedError
+
+
+class Calls(Contender):
+    """Calls of a function as steps."""
+
+    def __init__(self, name: str, call: Callable[[], object]) -> None:
+        self.name, self._call = name, call
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            self._call()
+
+
+def rest() -> None:
+    """Until the threads of what ran before are idle. Of this process only: what others run does not keep it waiting.
+
+    OpenBLAS's spin on for 30 to 110 ms after their last product, by the processor's clock, and OpenMP's for a while
+    too, on the cores that the next contender is to have for itself. With them JAX's steps took half as long again.
+    """
+    for _ in range(50):
+        used = time.process_time()
+        time.sleep(0.01)
+        if time.process_time() - used < 0.001:
+            return
+
+
+def turn(contender: Contender, n: int, rested: bool = False) -> float:
+    """Seconds a step: n steps, after one that does not count, and begun at rest where asked."""
+    if rested:
+        rest()
+    with contender.running():
+        contender.steps(1)
+        contender.wait()
+        started = time.perf_counter()
+        contender.steps(n)
+        contender.wait()
+        return (time.perf_counter() - started) / n
+
+
+def steps_of_a_turn(contender: Contender) -> int:
+    first = turn(contender, 1, rested=True)
+    return max(1, round(TURN / turn(contender, max(1, int(0.2 * TURN / first)))))
+
+
+def take_turns(every: Sequence[Contender], rounds: int) -> dict[str, list[float]]:
+    """Microseconds a step of each, round by round. Who goes first changes: the machine's clock and caches drift."""
+    n = {contender.name: steps_of_a_turn(contender) for contender in every}
+    times: dict[str, list[float]] = {contender.name: [] for contender in every}
+    for i in range(rounds):
+        for contender in every if i % 2 == 0 else reversed(every):
+            times[contender.name].append(1e6 * turn(contender, n[contender.name], rested=True))
+    return times
+
+
+def after_five_steps(contender: Contender) -> list[np.ndarray]:
+    contender.steps(5)
+    contender.wait()
+    return contender.weights()
+
+
+# ------------------------------------------------------------------------------------------------- a worker
+
+
+class Worker:
+    """Its methods are what it can be asked for."""
+
+    def load(self, checkout: str, threads: int) -> None:
+        """Import the peers of this checkout, whatever other one this Python has installed as a link."""
+        others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+        sys.path[:] = [str(Path(checkout, "scripts")), checkout, *others]
+        import peers
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(threads)
+        self._checkout, self._peers = Path(checkout).resolve(), peers
+        self._check_origin()
+
+    def build(
+        self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, precision: str, plain: bool
+    ) -> list[np.ndarray]:
+        """A new contender's weights after five steps."""
+        self._contender: Any = None  # the memory of the one before is free for this one
+        backend = self._peers.uncompiled() if plain else "numpy"
+        self._contender = self._peers.Dnn(sizes, X, Y, optimizer, backend, precision)
+        weights = after_five_steps(self._contender)
+        self._check_origin()  # of what was loaded only now, too
+        self._n = steps_of_a_turn(self._contender)
+        rest()
+        return weights
+
+    def turn(self) -> float:
+        """Seconds a step; at its end too, no thread of this process spins on."""
+        seconds = turn(self._contender, self._n, rested=True)
+        rest()
+        return seconds
+
+    def compilers(self) -> dict[str, str]:
+        """The versions of those that are loaded: without any, the steps were not compiled."""
+        return {name: sys.modules[name].__version__ for name in ("numba", "llvmlite") if name in sys.modules}
+
+    def _check_origin(self) -> None:
+        for name, module in list(sys.modules.items()):
+            path = getattr(module, "__file__", None)
+            ours = path is None or Path(path).resolve().is_relative_to(self._checkout)
+            if name.split(".")[0] in ("peers", "dnn", "backends") and not ours:
+                raise ImportError(f"{name} is {path}, and not of {self._checkout}")
+
+
+def work(requests: Connection) -> None:
+    """Answer requests (method, arguments) with (its value, None) or (None, its error), until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends this process
+    worker = Worker()
+    with suppress(EOFError, OSError):
+        while True:
+            method, arguments = requests.recv()
+            try:
+                answer = getattr(worker, method)(*arguments), None
+            except Exception as error:
+                answer = None, f"{type(error).__name__}: {error}"
+            requests.send(answer)
+
+
+if __name__ == "__main__":
+    work(Connection(int(sys.argv[1])))
