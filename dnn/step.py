@@ -76,7 +76,7 @@ class Step:
         losses = plan.call(loss.losses, logits, Y_loss)
         P = plan.call(head.activation, logits)
         measured = plan.call(head.metric.measure, P, Y)
-        self._accumulate(plan.call(functional.mean_loss, losses), measured)
+        self._accumulate(plan.call(functional.mean_loss, losses).reshape(1), measured)
         if goal == EVALUATE:
             return
         dZ = plan.call(_scaled, plan.call(loss.gradient, logits, Y_loss), factor=1 / losses.size)
@@ -125,7 +125,7 @@ class Step:
 
     def _accumulate(self, mean: Value, measured: Value) -> None:
         plan = self.plan
-        self._keep("loss", mean.reshape(1))
+        self._keep("loss", mean)
         totals = self._buffer("totals", 2, np.float64)
         for place, value in enumerate((mean, plan.call(_total, measured))):
             part = totals.part(place, (1,))
@@ -250,7 +250,7 @@ def _sum(xp: Any, a: Array, b: Array) -> Array:
 
 
 def _total(xp: Any, a: Array) -> Array:
-    return xp.sum(a, dtype=np.float64)
+    return xp.sum(a, dtype=np.float64).reshape(1)
 
 
 def _where(xp: Any, condition: Array, a: Array, b: Array) -> Array:

@@ -93,12 +93,12 @@ _DONE, _WAITING = 128, 136  # items done since the pool exists; threads asleep u
 _NEXT_FIRST, _NEXT_BEFORE = 256, 264  # the next run's, known to the leader alone
 _LOCK, _UNLOCK, _SLEEP, _WAKE, _CLOCK, _CLOCK_ID, _AWAKE, _PATIENCE = range(384, 448, 8)
 _GETCPU, _MOVE = 448, 456  # where the C library can move threads to other cores, else 0
-_CORES = 512  # all that the process may use, as sched_setaffinity has it
-_THREAD, _STRIDE = 640, 512  # for each thread:
-_TAKEN, _SCRATCH, _ASLEEP, _CORE, _TID, _MUTEX, _CONDITION = 0, 128, 136, 144, 152, 256, 384
+_ALL, _NONE = 512, 640  # sets of cores, as the C library has them: those that the process may use, and none
+_THREAD, _STRIDE = 768, 512  # for each thread:
+_TAKEN, _SCRATCH, _ASLEEP, _CORE, _TID, _TIME_ID, _MUTEX, _CONDITION = 0, 128, 136, 144, 152, 160, 256, 384
 
 CORES = 1024
-"""Bits of a set of cores, as the C library has it."""
+"""Cores that a set has room for."""
 AWAKE = 150_000
 """Nanoseconds that a helper stays awake after a run, for the next."""
 PATIENCE = 50_000
@@ -191,18 +191,26 @@ exit:
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 {declaration}
 
-; nanoseconds
-define internal i64 @now(ptr %block) {{
-  %time = alloca [2 x i64]
-  %id_at = getelementptr i8, ptr %block, i64 {_CLOCK_ID}
-  %id = load i32, ptr %id_at
-  %clock_at = getelementptr i8, ptr %block, i64 {_CLOCK}{_call("clock", "i32 %id, ptr %time")}
-  %seconds = load i64, ptr %time
-  %rest_at = getelementptr i64, ptr %time, i64 1
+; nanoseconds on a clock
+define internal i64 @time(ptr %block, i64 %id) {{
+  %pair = alloca [2 x i64]
+  %id_int = trunc i64 %id to i32
+  %rest_at = getelementptr i64, ptr %pair, i64 1
+  store i64 0, ptr %pair
+  store i64 0, ptr %rest_at
+  %clock_at = getelementptr i8, ptr %block, i64 {_CLOCK}{_call("clock", "i32 %id_int, ptr %pair")}
+  %seconds = load i64, ptr %pair
   %rest = load i64, ptr %rest_at
   %whole = mul i64 %seconds, 1000000000
   %sum = add i64 %whole, %rest
   ret i64 %sum
+}}
+
+define internal i64 @now(ptr %block) {{
+  %id_at = getelementptr i8, ptr %block, i64 {_CLOCK_ID}
+  %id = load i64, ptr %id_at
+  %time = call i64 @time(ptr %block, i64 %id)
+  ret i64 %time
 }}
 
 ; until what stands at %word has reached %value: awake until the deadline (0: as long as patience lasts), then asleep.
@@ -232,7 +240,15 @@ set:
   br label %look
 timed:
   %early = icmp ult i64 %time, %deadline
-  br i1 %early, label %look, label %sleep
+  br i1 %early, label %look, label %leave
+
+leave: ; the leader leaves its core to a helper that has none
+  %leader = getelementptr i8, ptr %block, i64 {_THREAD}
+  %leads = icmp eq ptr %me, %leader
+  br i1 %leads, label %offer, label %sleep
+offer:{_load("threads", "%block", _THREADS)}
+  call void @arrange(ptr %block, i64 %threads, i1 true)
+  br label %sleep
 
 sleep: ; whoever changes the word looks at _WAITING and _ASLEEP after; here they are set before the word is looked at
   %mutex = getelementptr i8, ptr %me, i64 {_MUTEX}
@@ -284,47 +300,84 @@ exit:
 
 ; --------------------------------------------------------------------------------------------------- one core for each
 
-; on a busy machine the scheduler is content with two of our threads on one core. The leader sees it when a phase
-; begins, and sends the helper away: its cores without this one, and then all again
-define internal void @spread(ptr %block, ptr %me, i64 %number, i64 %threads) {{
+; On a busy machine the scheduler is slow to give each of our threads a core of its own, and keeps one from its core for
+; milliseconds in the middle of an item. So the leader moves helpers: see @arrange. It never moves itself, nor others.
+
+; the core that this thread is on, for the leader to see
+define internal void @note(ptr %block, ptr %me) {{
 entry:
-  %cores = alloca [{CORES // 8} x i8], align 8
-  %from = getelementptr i8, ptr %block, i64 {_THREAD}
-  %all = getelementptr i8, ptr %block, i64 {_CORES}
   %getcpu_at = getelementptr i8, ptr %block, i64 {_GETCPU}
   %getcpu = load ptr, ptr %getcpu_at
-  %move_at = getelementptr i8, ptr %block, i64 {_MOVE}
   %able = icmp ne ptr %getcpu, null
   br i1 %able, label %look, label %exit
 look:
   %core_int = call i32 %getcpu()
-  %core = sext i32 %core_int to i64
-  {_load("known", "%me", _CORE)}
+  %core = sext i32 %core_int to i64{_load("known", "%me", _CORE)}
   %same = icmp eq i64 %known, %core
-  br i1 %same, label %role, label %note
+  br i1 %same, label %exit, label %note
 note:{_store("%core", "core", "%me", _CORE)}
-  br label %role
-role:
-  %leader = icmp eq i64 %number, 0
-  br i1 %leader, label %next, label %exit
+  br label %exit
+exit:
+  ret void
+}}
+
+; whether a helper wants to run and does not: the clock of its own time stands still
+define internal i1 @is_kept_from_its_core(ptr %block, ptr %helper) {{
+entry:{_load("asleep", "%helper", _ASLEEP)}
+  %sleeps = icmp ne i64 %asleep, 0
+  br i1 %sleeps, label %no, label %measure
+measure:{_load("clock", "%helper", _TIME_ID)}
+  %before = call i64 @time(ptr %block, i64 %clock)
+  br label %pause
+pause:
+  %i = phi i64 [ 0, %measure ], [ %i_next, %pause ]
+  {pause}
+  %i_next = add i64 %i, 1
+  %more = icmp ult i64 %i_next, 64
+  br i1 %more, label %pause, label %compare
+compare:
+  %after = call i64 @time(ptr %block, i64 %clock)
+  %still = icmp eq i64 %before, %after
+  ret i1 %still
+no:
+  ret i1 false
+}}
+
+; moves helpers. %here: those who are kept from their cores come to this one, which the leader is about to leave; else
+; those who are on this one go elsewhere. The set of cores is restored at once: where they are next is the scheduler's
+define internal void @arrange(ptr %block, i64 %threads, i1 %here) {{
+entry:
+  %cores = alloca [{CORES // 8} x i8], align 8
+  %leader = getelementptr i8, ptr %block, i64 {_THREAD}
+  %all = getelementptr i8, ptr %block, i64 {_ALL}
+  %none = getelementptr i8, ptr %block, i64 {_NONE}
+  %start = select i1 %here, ptr %none, ptr %all
+  %move_at = getelementptr i8, ptr %block, i64 {_MOVE}{_load("core", "%leader", _CORE)}
+  %known = icmp sge i64 %core, 0
+  br i1 %known, label %next, label %exit
 next:
-  %t = phi i64 [ 1, %role ], [ %t_next, %done ]
+  %t = phi i64 [ 1, %entry ], [ %t_next, %done ]
   %t_next = add i64 %t, 1
   %skip = mul i64 %t, {_STRIDE}
-  %other = getelementptr i8, ptr %from, i64 %skip{_load("theirs", "%other", _CORE)}
-  %together = icmp eq i64 %theirs, %core
-  br i1 %together, label %send, label %done
-send:{_store("-1", "unknown", "%other", _CORE)}{_load("tid", "%other", _TID)}
+  %helper = getelementptr i8, ptr %leader, i64 %skip
+  br i1 %here, label %look, label %compare
+look:
+  %kept = call i1 @is_kept_from_its_core(ptr %block, ptr %helper)
+  br i1 %kept, label %move, label %done
+compare:{_load("theirs", "%helper", _CORE)}
+  %same = icmp eq i64 %theirs, %core
+  br i1 %same, label %move, label %done
+move:
+  %then = select i1 %here, i64 %core, i64 -1{_store("%then", "then", "%helper", _CORE)}{_load("tid", "%helper", _TID)}
   %tid_int = trunc i64 %tid to i32
-  call void @llvm.memcpy.p0.p0.i64(ptr %cores, ptr %all, i64 {CORES // 8}, i1 false)
+  call void @llvm.memcpy.p0.p0.i64(ptr %cores, ptr %start, i64 {CORES // 8}, i1 false)
   %word = lshr i64 %core, 6
   %bit = and i64 %core, 63
   %one = shl i64 1, %bit
-  %others = xor i64 %one, -1
   %word_at = getelementptr i64, ptr %cores, i64 %word
-  %before = load i64, ptr %word_at
-  %after = and i64 %before, %others
-  store i64 %after, ptr %word_at{_call("move", f"i32 %tid_int, i64 {CORES // 8}, ptr %cores")}
+  %without = load i64, ptr %word_at
+  %with = xor i64 %without, %one
+  store i64 %with, ptr %word_at{_call("move", f"i32 %tid_int, i64 {CORES // 8}, ptr %cores")}
   call i32 %move_is(i32 %tid_int, i64 {CORES // 8}, ptr %all)
   br label %done
 done:
@@ -391,12 +444,18 @@ phase:
   %high = load i64, ptr %high_at
   %count = sub i64 %high, %low
   %target = add i64 %before, %high
-  call void @spread(ptr %block, ptr %me, i64 %number, i64 %threads)
+  call void @note(ptr %block, ptr %me)
+  %leads = icmp eq i64 %number, 0
+  br i1 %leads, label %arrange, label %begin
+arrange:
+  call void @arrange(ptr %block, i64 %threads, i1 false)
+  br label %begin
+begin:
   br label %victim
 
 victim: ; first itself, then the next threads in a ring
-  %v = phi i64 [ 0, %phase ], [ %v_next, %share_empty ]
-  %finished_before = phi i64 [ 0, %phase ], [ %finished, %share_empty ]
+  %v = phi i64 [ 0, %begin ], [ %v_next, %share_empty ]
+  %finished_before = phi i64 [ 0, %begin ], [ %finished, %share_empty ]
   %v_next = add i64 %v, 1
   %sum = add i64 %number, %v
   %beyond = icmp uge i64 %sum, %threads
@@ -721,7 +780,7 @@ class Pool:
             moving = _moving() if max(cores) < CORES else [0, 0]
             constants = [*addresses, getattr(time, "CLOCK_MONOTONIC", 0), AWAKE, PATIENCE, *moving]
             for core in cores if moving[0] else ():
-                self._block[_CORES + core // 8] |= 1 << core % 8
+                self._block[_ALL + core // 8] |= 1 << core % 8
             self._block[_LOCK : _LOCK + 8 * len(constants)].view(np.int64)[:] = constants
             for thread in range(self.threads):
                 self._word(_THREAD + thread * _STRIDE + _CORE)[0] = -1
@@ -764,7 +823,9 @@ class Pool:
         for number in range(1, self.threads):
             helper = threading.Thread(target=_help, args=(self._block, self._kept, number), daemon=True)
             helper.start()
-            self._word(_THREAD + number * _STRIDE + _TID)[0] = helper.native_id
+            tid = helper.native_id or 0
+            self._word(_THREAD + number * _STRIDE + _TID)[0] = tid
+            self._word(_THREAD + number * _STRIDE + _TIME_ID)[0] = ~tid << 3 | 6  # Linux's clock of a thread's own time
             self._helpers.append(helper)
         self._end = weakref.finalize(self, _stop, self._block, self.threads)
         self._end.atexit = False

@@ -49,6 +49,7 @@ class Stepwise:
         self._calls: list[Call] = []
         self._dry = dry
         self._homes = {node: view for node in self._nodes if (view := self._home(node)) is not None}
+        self._extend_homes()
         self._last = self._last_uses()
         for buffer in plan.buffers:
             if buffer.array is None:
@@ -73,15 +74,26 @@ class Stepwise:
         """The view that a value can be computed in, where it is stored and nothing else reads what stands there."""
         if node.op in NO_CALL:
             return None
-        stores = [user for user in self._users[node] if user.op == "store"]
+        stores = [
+            store
+            for user in (node, *(user for user in self._users[node] if user.op == "reshape"))
+            for store in self._users[user]
+            if store.op == "store"
+        ]
         if not stores or not stores[0].attributes[0].is_contiguous:
             return None
         store, view = stores[0], stores[0].attributes[0]
+        if view.shape != node.shape:
+            view = view.buffer.part(view.start, node.shape)
         if self._last_use_of(node) > min((s.number for s in self._stores if s.number > store.number
                                           and s.attributes[0].overlaps(view)), default=math.inf):  # fmt: skip
             return None
+        return view if self._is_free(view, node, store.number) else None
+
+    def _is_free(self, view: View, node: Value, until: int) -> bool:
+        """Whether nothing but `node` itself, in place, reads or writes there from `node` to that number."""
         for other in self._nodes:
-            if node.number <= other.number < store.number:
+            if node.number <= other.number < until:
                 in_place = other is node and node.op in ELEMENTWISE
                 for i, value in enumerate(other.inputs):
                     root = _root(value)
@@ -89,10 +101,29 @@ class Stepwise:
                         same = root is value and root.attributes[0] == view and value.shape == node.shape
                         # of where only the last operand is read before anything is written
                         if not (in_place and same and (node.op != "where" or i == 2)):
-                            return None
+                            return False
                 if other.op == "store" and other.attributes[0].overlaps(view):
-                    return None
-        return view
+                    return False
+        return True
+
+    def _extend_homes(self) -> None:
+        """Compute in the place of a result what it alone is made from: fewer temporaries pass through the cache."""
+        for node in reversed(self._nodes):
+            view = self._homes.get(node)
+            if view is None or node.op not in ELEMENTWISE or node.op == "where":
+                continue
+            for value in node.inputs:
+                alone = value.op in ELEMENTWISE and value.op != "where" and self._users[value] == [node]
+                fits = (value.shape, value.dtype) == (node.shape, node.dtype)
+                if alone and fits and value not in self._homes and self._is_free(view, value, node.number):
+                    if not any(_root(other) is not value and self._reads(other, view) for other in node.inputs):
+                        self._homes[value] = view
+                        break
+
+    @staticmethod
+    def _reads(value: Value, view: View) -> bool:
+        root = _root(value)
+        return root.op == "load" and bool(root.attributes[0].overlaps(view))
 
     def _last_use_of(self, node: Value) -> int:
         users = self._users[node]
@@ -154,7 +185,9 @@ class Stepwise:
         if op == "load":
             arrays[node] = self._of_view(node.attributes[0])
         elif op == "constant":
-            arrays[node] = constant_of(node).item()
+            # a 0-d array of its dtype costs NumPy less than a Python number
+            number = constant_of(node)
+            arrays[node] = np.array(number) if self._is_numpy else number.item()
         elif op == "iota":
             self._memory.fixed(node.size * node.dtype.itemsize)
             arrays[node] = None if dry else self._backend.asarray(np.arange(node.shape[0]), node.dtype)
@@ -168,7 +201,8 @@ class Stepwise:
         elif op == "bitcast":
             arrays[node] = None if dry else given[0].view(node.dtype)
         elif op == "store":
-            if self._homes.get(node.inputs[0]) != node.attributes[0]:
+            home, view = self._homes.get(_root(node.inputs[0])), node.attributes[0]
+            if home is None or (home.buffer, home.start) != (view.buffer, view.start):
                 self._copy(self._of_view(node.attributes[0]), given[0])
         elif op == "cast":
             self._copy(self._new(node), given[0])
@@ -180,6 +214,11 @@ class Stepwise:
             self._sum(node)
         elif op == "min" and not self._is_numpy:
             self._min(node)
+        elif op == "argmax" and self._is_numpy:
+            self._call(getattr(given[0], op, None), 1, self._new(node), keepdims=True)
+        elif op in ("max", "min") and self._is_numpy:  # without a detour through Python
+            reduce = np.maximum.reduce if op == "max" else np.minimum.reduce
+            self._call(reduce, given[0], node.attributes[0], None, self._new(node), True)
         elif op in ("sum", "max", "min", "argmax"):
             out = self._new(node)
             self._call(getattr(xp, op), given[0], axis=node.attributes[0], keepdims=True, out=out)
@@ -192,7 +231,7 @@ class Stepwise:
 
     def _copy(self, out: Any, source: Any) -> None:
         if not self._dry:
-            self._call(self._xp.copyto, out, source, casting="unsafe")
+            self._call(out.__setitem__, ..., source)
 
     def _filled(self, shape: tuple[int, ...], dtype: Any, value: Any) -> Array:
         array = self._backend.empty(shape, dtype)
@@ -213,6 +252,12 @@ class Stepwise:
         if not repeated:
             out = self._new(node, self._dying(node))
             self._call(function, *(self._arrays[value] for value in node.inputs), out=out)
+            return
+        if repeated[0].op == "iota":  # once for all runs
+            self._memory.fixed(node.size * repeated[0].dtype.itemsize)
+            rows = None if self._dry else np.tile(self._arrays[repeated[0]], (node.shape[0], 1))
+            given = [rows if value is repeated[0] else self._arrays[value] for value in node.inputs]
+            self._call(function, *given, out=self._new(node, self._dying(node)))
             return
         # adding a row to every row, NumPy would allocate a buffer to repeat it in, every time
         row = repeated[0]
@@ -266,8 +311,11 @@ class Stepwise:
         xp = self._xp
         truth = self._arrays[condition]
         self._copy(mask, truth.view(np.int8) if hasattr(truth, "view") else int(truth))
-        self._call(xp.negative, mask, out=mask)
         first, second = self._bits(a, bits), self._bits(b, bits)
+        if changed is None and bits.itemsize == 4:  # a product with 0 or 1: as exact, and a pass less
+            self._call(xp.multiply, mask, first, out=out.view(bits))
+            return
+        self._call(xp.negative, mask, out=mask)
         if changed is None:
             self._call(xp.bitwise_and, mask, first, out=out.view(bits))
             return
