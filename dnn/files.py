@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 
 from dnn.errors import OutputError
@@ -28,6 +27,8 @@ def check_writable(path: str, force: bool) -> None:
         raise OutputError(f"{path}: cannot be written: {there} is not a folder")
     try:
         os.makedirs(folder, exist_ok=True)
+        import tempfile  # only here: it is a fifth of what `import dnn` would take
+
         handle, probe = tempfile.mkstemp(dir=folder, prefix=".dnn-")
         os.close(handle)
         os.unlink(probe)
@@ -57,6 +58,8 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
             folder = os.path.dirname(path)
             made = [*_missing_folders(folder), *made]
             os.makedirs(folder, exist_ok=True)
+            import tempfile
+
             handle, temporary[path] = tempfile.mkstemp(dir=folder, prefix=".dnn-")
             with open(handle, "wb") as file:
                 os.chmod(temporary[path], 0o666 & ~_umask())

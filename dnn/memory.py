@@ -49,6 +49,8 @@ def place(
     def needs(size: int, fed: bool) -> int:
         return training_bytes(network, examples, rows, size, optimizer, fed, precision)
 
+    if limit is None and _at_most(network, examples, validation, batch_size) < free:
+        return examples.on(backend), None if validation is None else validation.on(backend)
     needed = needs(batch_size, False) + to_move(examples.X)
     fed = False
     if to_move(examples.X) and needed > min(room, free - RESERVED_BYTES):
@@ -75,6 +77,14 @@ def place(
     if validation is not None and needed + to_move(validation.X) <= min(room, free - RESERVED_BYTES):
         validation = validation.on(backend)
     return examples, validation
+
+
+def _at_most(network: Network, examples: Examples, validation: Examples | None, batch_size: int) -> int:
+    """More bytes than any training of this network takes: where they are free, no plan need be built to know more."""
+    arrays_of_a_batch = arrays_of_the_weights = 64
+    sizes = arrays_of_a_batch * batch_size * sum(network.layer_sizes) + arrays_of_the_weights * network.n_parameters
+    data = sum(2 * part.X.nbytes for part in (examples, validation) if part is not None)
+    return 8 * sizes + 32 * examples.m + data + RESERVED_BYTES
 
 
 class _Shape:

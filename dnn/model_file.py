@@ -13,7 +13,6 @@ a damaged one of variable length the HDF5 library can read for ever.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -131,6 +130,8 @@ def classes_of(layer_sizes: Sequence[int]) -> int:
 
 
 def _checksum(contents: Iterable[np.ndarray]) -> str:
+    import hashlib
+
     checksum = hashlib.sha256()
     for content in contents:
         checksum.update(np.ascontiguousarray(content).tobytes())

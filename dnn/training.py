@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import signal
 import sys
@@ -103,6 +102,8 @@ class FitSettings:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
+                import difflib
+
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
                 raise TypeError(f"fit has no setting {name!r}{hint}")

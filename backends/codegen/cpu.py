@@ -150,12 +150,18 @@ def _swaps(step: Step) -> bool:
 
 
 def compile_kernels(kernels: Iterable[Kernel]) -> None:
-    """All that are not compiled yet, as one module."""
-    new = {kernel.name: kernel.text for kernel in kernels if kernel.name not in _compiled}
-    if not new:
-        return
+    """All that are not compiled yet: as one module, and one of those that are not worth optimising."""
+    new = {kernel.name: kernel for kernel in kernels if kernel.name not in _compiled}
+    for is_short in (False, True):
+        texts = {name: kernel.text for name, kernel in new.items() if kernel.is_short == is_short}
+        if texts:
+            _compiled.update(compile_module(_module(texts.values()), list(texts), optimise=not is_short))
+
+
+def _module(texts: Iterable[str]) -> str:
+    """One module of kernels, each of which numbers its metadata from 0."""
     functions, declared, metadata = [], dict.fromkeys([""]), []
-    for number, text in enumerate(new.values()):
+    for number, text in enumerate(texts):
         code, shared = text.split("\x00")
         renumbered = lambda part, base=10_000 * number: re.sub(r"!(\d+)", lambda m: f"!{int(m[1]) + base}", part)  # noqa: E731
         functions.append(renumbered(code))
@@ -164,7 +170,7 @@ def compile_kernels(kernels: Iterable[Kernel]) -> None:
                 declared[line] = None
             else:
                 metadata.append(renumbered(line))
-    _compiled.update(compile_module("\n".join([*declared, *functions, *metadata]), list(new)))
+    return "\n".join([*declared, *functions, *metadata])
 
 
 def _gap_address() -> int:

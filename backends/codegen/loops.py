@@ -29,6 +29,9 @@ KNOWN_COLUMNS = 64
 ROWS_AT_ONCE = 4
 """Rows that a reduction of columns adds up before it touches the result."""
 
+SHORT = 16_384
+"""Elements of a whole array that are reduced in microseconds however it is compiled."""
+
 UNIFORM, COLUMN, ROW, ELEMENT = range(4)
 """How a value varies over the domain."""
 
@@ -65,6 +68,8 @@ class Kernel:
     """The loop is over a column: its rows take the columns' place."""
     scratch_rows: int
     """Bytes of scratch for rows that a later pass needs."""
+    is_short: bool
+    """So little work that optimising it takes longer than it ever saves."""
 
     def arguments(self, loop: Loop, mode: int, offset: int, addresses: dict[Buffer, int]) -> np.ndarray:
         rows, columns = loop.shape[::-1] if self.turned else loop.shape
@@ -376,6 +381,7 @@ class _Emitter:
             self.sizes,
             self.turned,
             self.scratch_bytes,
+            self.loop.kind == "single" and all(size <= SHORT for size in self.sizes),
         )
 
 

@@ -665,28 +665,28 @@ class Balance:
     """How many threads run a program: as many as pay. Told how long each step took, it changes `threads` now and then.
 
     On a busy machine one thread may do more than two, of which one is kept from its core while the other waits for it.
-    So mean times are compared, over windows long enough to see a thread lose its core: at the number in use ("home")
-    and, in trials, at the others, the next ones first. A trial that fails puts off the next in proportion to its cost.
+    So the mean time of the number in use ("home") is compared, in trials, with that of others, the next ones first. A
+    trial that fails puts off the next in proportion to its cost.
     """
 
-    WINDOW = 20_000_000
-    """Nanoseconds of a window: some slices of the scheduler."""
+    WINDOW = 40_000_000
+    """Nanoseconds that a mean is taken over: some slices of the scheduler."""
     GLANCE = 1_000_000
-    """Nanoseconds of a trial with fewer threads than at home: those keep their cores."""
+    """Nanoseconds that are enough to see that fewer threads are no better, where the others have cores."""
     BETTER = 0.95
     """The part of the time that a change must come down to."""
     CHANGED = 1.25
-    """What makes a trial due at once: a step takes so much longer than at the last trial, or so much less."""
+    """What makes a trial due at once: a step takes so much longer than at the last one, or so much less."""
     THRIFT = 100
     """Trials may cost one part in so many,"""
-    REST = 50_000_000
+    REST = 100_000_000
     """and there are as many nanoseconds between them at least."""
 
     def __init__(self, most: int) -> None:
         self._levels = sorted({most, most - 1, *(1 << i for i in range(most.bit_length()) if 1 << i < most)} - {0})
-        self._means = [0.0] * len(self._levels)  # 0: not known
         self._home = len(self._levels) - 1
-        self._trial_at = self._rest = 0.0
+        self._mean = self._mean_at_trial = 0.0
+        self._rest = self._rested = 0.0
         self._failures = 0
         self._go(self._home)
 
@@ -701,32 +701,38 @@ class Balance:
         if self._steps > 0:
             self._total += nanoseconds
             if self._total >= self._window:
-                self._decide(self._total / self._steps)
+                mean = self._total / self._steps
+                if self._level == self._home:
+                    self._at_home(mean)
+                else:
+                    self._on_trial(mean)
 
-    def _decide(self, mean: float) -> None:
-        level, home, means = self._level, self._home, self._means
-        means[level] = mean
-        best = min((known for known in range(len(means)) if means[known]), key=means.__getitem__)
-        if means[best] > self.BETTER * means[home]:
-            best = home
-        if best != home or level != home:  # a trial is over, or others are known to be faster
-            self._failures = self._failures + 1 if best == home else 0
-            # looking down again and again is of no use while nothing changes; looking up is: others may have gone
-            patience = 1 << min(self._failures, 5) if level < best else 1
-            lost = (mean - means[best]) * (self._steps + 1)
-            self._rest = max(lost * self.THRIFT, self.REST) * patience
-            self._home = best
-            self._go(best)
-            return
-        self._rest -= self._total
-        if self._rest <= 0 or not 1 / self.CHANGED < mean / (self._trial_at or mean) < self.CHANGED:
-            self._trial_at = mean
-            others = sorted(
-                (level for level in range(len(means)) if level != home), key=lambda level: abs(level - home)
-            )
+    def _at_home(self, mean: float) -> None:
+        self._mean = (self._mean + mean) / 2 if self._mean else mean
+        self._rested += self._total
+        self._steps, self._total = 0, 0
+        changed = self._mean_at_trial and not 1 / self.CHANGED < self._mean / self._mean_at_trial < self.CHANGED
+        # the first trial, too, is due when it costs no more than its part; and what changes at every step is noise
+        rest = self._rest or max(self.REST, 2 * self.THRIFT * mean)
+        if self._rested > (max(self.REST, 20 * mean) if changed else rest):
+            others = [level for level in range(len(self._levels)) if level != self._home]
+            others.sort(key=lambda level: abs(level - self._home))
             self._go(others[self._failures % len(others)])
+
+    def _on_trial(self, mean: float) -> None:
+        if mean < self.BETTER * self._mean:
+            if self._window < self.WINDOW:
+                self._window = self.WINDOW  # too little to change for
+                return
+            self._home, self._mean, self._failures, self._rest = self._level, mean, 0, self.REST
         else:
-            self._steps, self._total = 0, 0
+            lost = (mean - self._mean) * (self._steps + 1)
+            self._failures += 1
+            # fewer threads are tried ever less while nothing changes. More are not: the others may have gone
+            patience = 1 << min(self._failures, 5) if self._level < self._home else 1
+            self._rest = max(lost * self.THRIFT, self.REST) * patience
+        self._mean_at_trial, self._rested = self._mean, 0.0
+        self._go(self._home)
 
 
 def _help(block: np.ndarray, kept: list[object], number: int) -> None:

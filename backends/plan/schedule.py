@@ -30,7 +30,7 @@ BLOCK_ROWS = 128
 """Rows that a product in a chunk has at least: the other matrix is packed for each chunk anew."""
 EVERYTHING = 1 << 40
 """The end of a range that is not cut: loops stop at their own."""
-CHUNK_ROWS = 128
+CHUNK_ROWS = 256
 """Rows of a chunk where there are enough of them: late threads leave work to others in such pieces."""
 
 

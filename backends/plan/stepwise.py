@@ -115,10 +115,10 @@ class Stepwise:
             for value in node.inputs:
                 alone = value.op in ELEMENTWISE and value.op != "where" and self._users[value] == [node]
                 fits = (value.shape, value.dtype) == (node.shape, node.dtype)
-                if alone and fits and value not in self._homes and self._is_free(view, value, node.number):
-                    if not any(_root(other) is not value and self._reads(other, view) for other in node.inputs):
-                        self._homes[value] = view
-                        break
+                free = alone and fits and value not in self._homes and self._is_free(view, value, node.number)
+                if free and not any(other is not value and self._reads(other, view) for other in node.inputs):
+                    self._homes[value] = view
+                    break
 
     @staticmethod
     def _reads(value: Value, view: View) -> bool:
@@ -215,7 +215,8 @@ class Stepwise:
         elif op == "min" and not self._is_numpy:
             self._min(node)
         elif op == "argmax" and self._is_numpy:
-            self._call(getattr(given[0], op, None), 1, self._new(node), keepdims=True)
+            argmax: Any = getattr(given[0], op, None)
+            self._call(argmax, 1, self._new(node), keepdims=True)
         elif op in ("max", "min") and self._is_numpy:  # without a detour through Python
             reduce = np.maximum.reduce if op == "max" else np.minimum.reduce
             self._call(reduce, given[0], node.attributes[0], None, self._new(node), True)

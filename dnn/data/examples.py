@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,7 +114,8 @@ def _as_array(name: str, X: Any) -> Any:
             raise DataError(f"{name}: expected numbers in rows of one length, got rows that differ") from error
     if hasattr(X, "toarray"):
         raise DataError(f"{name}: expected a dense array, got {type(X).__name__}: {name}.toarray() makes it one")
-    if np.ma.is_masked(X):
+    # who has a masked array has imported numpy.ma, which takes longer than all the rest of this
+    if "numpy.ma" in sys.modules and np.ma.is_masked(X):
         raise DataError(f"{name}: expected numbers, got masked ones among them: fill or remove them")
     kind = np.dtype(X.dtype).kind
     if kind not in "biuf":
