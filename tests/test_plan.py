@@ -13,12 +13,13 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from traced import WAYS, compiled, eagerly, planned, results_of, traced
+from traced import WAYS, compiled, eagerly, planned, results_of, runner, traced
 
 from dnn import functional
 from dnn.backends import get_backend
 from dnn.backends.plan import Plan, PlanError, schedule
 from dnn.backends.plan.fusion import Loop, Product, fuse
+from dnn.backends.plan.order import keeps_order
 from dnn.backends.plan.stepwise import Stepwise
 
 RNG = np.random.default_rng(5)
@@ -386,6 +387,90 @@ def test_two_thousand_random_graphs_are_exactly_what_numpy_computes(every_thread
             pass
 
 
+OPERATIONS_ON_MEMORY = {
+    "add": lambda xp, a, b: held(xp, a + b),
+    "multiply": lambda xp, a, b: held(xp, a * b),
+    "subtract": lambda xp, a, b: held(xp, a - 2 * b),
+    "where": lambda xp, a, b: xp.where(a > b, a, b * 1 + 0 * a),
+    "maximum": lambda xp, a, b: xp.maximum(a, b),
+    "sum of rows": lambda xp, a: held(xp, xp.sum(a, axis=1, keepdims=True)),
+    "sum of columns": lambda xp, a: held(xp, xp.sum(a, axis=0)),
+    "sum": lambda xp, a: held(xp, xp.sum(a)).reshape(1),
+    "product": lambda xp, a, b: held(xp, xp.dot(a, b)),
+    "product of columns": lambda xp, a, b: held(xp, xp.dot(a.T, b)),
+}
+
+
+def held(xp, value):
+    return xp.maximum(xp.minimum(value, 50), -50)
+
+
+def check_random_stores(seed: int, way: str) -> None:
+    """A plan that reads and writes the same few buffers, parts of one among them, against NumPy doing it in order."""
+    choose, generator = random.Random(seed), np.random.default_rng(seed)
+    m, n = choose.choice([1, 2, 5, 17, 40]), choose.choice([1, 2, 3, 9, 33])
+    shapes = {"E": (m, n), "F": (m, n), "W": (n, n), "R": (m, 1), "C": (n,), "D": (n,), "S": (1,)}
+    shapes |= {"theta": (3 * n * n + 5,), "state": (3 * n * n + 5,)}
+    expected = {name: generator.integers(-5, 6, shape).astype(np.float64) for name, shape in shapes.items()}
+    plan = Plan()
+    buffers = {name: plan.array(name, array.copy()) for name, array in expected.items()}
+    parts = {"a matrix of theta": (choose.choice([0, n * n]), (n, n)), "a row of theta": (2 * n * n + 3, (n,))}
+
+    def one_of(*names):
+        """A buffer or a part of one: in the plan, and NumPy's."""
+        name = choose.choice(names)
+        if name not in parts:
+            return buffers[name].whole(), expected[name]
+        start, shape = parts[name]
+        view = buffers["theta"].part(start, shape)
+        return view, expected["theta"][start : start + view.size].reshape(shape)
+
+    def store(place, value, result):
+        plan.store(place[0], value)
+        place[1][...] = result
+
+    matrix, row, flat = ("W", "a matrix of theta"), ("C", "D", "a row of theta"), ("theta", "state")
+    kinds = [
+        (("add", "multiply", "subtract", "where", "maximum"), ("E", "F"), ("E", "F", "R", "C", "S"), ("E", "F")),
+        (("add", "multiply", "subtract", "where", "maximum"), ("E", "F"), ("E", "F", "R", "C", "S"), ("E", "F")),
+        (("sum of rows",), ("E", "F"), None, ("R",)),
+        (("sum of columns",), ("E", "F"), None, row),
+        (("product",), ("E", "F"), matrix, ("E", "F")),
+        (("product of columns",), ("E", "F"), ("E", "F"), matrix),
+        (("add", "multiply", "subtract"), flat, (*flat, "S"), flat),
+        (("sum",), ("E", "theta", "R"), None, ("S",)),
+        (("add", "subtract"), row, ("C", "D", "S"), row),
+    ]
+    for _ in range(choose.randint(2, 9)):
+        names, first, second, into = choose.choice(kinds)
+        function = OPERATIONS_ON_MEMORY[choose.choice(names)]
+        operands = [one_of(*first)] if second is None else [one_of(*first), one_of(*second)]
+        value = plan.call(function, *(place for place, _ in operands))
+        result = np.array(function(np, *(array for _, array in operands)))
+        store(one_of(*into), value, result)
+        if into == ("E", "F") and choose.random() < 0.3:  # used again, where it was stored
+            store(one_of("E", "F"), plan.call(lambda xp, a: held(xp, a + 1), value), held(np, result + 1))
+    runner(plan, way)()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(buffers[name].array, array, err_msg=f"seed {seed}, {way}, {name}")
+
+
+def test_memory_that_is_read_and_written_in_any_order_holds_what_numpy_would_have(every_thread, monkeypatch):
+    from dnn.backends.codegen import cpu, jit
+
+    monkeypatch.setattr(
+        cpu, "compile_module", lambda text, names, optimise=True: jit.compile_module(text, names, False)
+    )
+    for seed in range(500):
+        check_random_stores(seed, WAYS[seed % 3])
+
+
+@pytest.mark.slow
+def test_memory_of_ten_thousand_random_plans_holds_what_numpy_would_have(every_thread):
+    for seed in range(1000, 11_000):
+        check_random_stores(seed, WAYS[seed % 3])
+
+
 @pytest.mark.slow
 def test_fifty_thousand_random_graphs_are_exactly_what_numpy_computes(every_thread):
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:
@@ -434,6 +519,7 @@ def test_a_training_step_has_two_phases(every_thread):
     for optimizer in (dnn.SGD(), dnn.Momentum(), dnn.Adam()):
         state = TrainingState(optimizer, network.parameters)
         step = Step(network, examples, 256, TRAIN, "gathered", optimizer, state.arrays)
+        assert keeps_order(step.plan, fuse(step.plan))
         made = CompiledPlan(step.plan, 2, None)
         assert len(made.schedule.phases) == 2
         # the gradients live and die in the scratch of each thread, block by block
@@ -483,7 +569,7 @@ def test_memory_given_to_another_value_too_early_would_be_seen(monkeypatch, way)
     else:
         monkeypatch.setattr(
             "dnn.backends.codegen.cpu._shared_memory",
-            lambda schedule, temporaries: [(max((b.nbytes for b in temporaries), default=8), temporaries)],
+            lambda schedule, fused, temporaries: [(max((b.nbytes for b in temporaries), default=8), temporaries)],
         )
     wrong = traced(way, chain, *arrays)
     assert any(not np.allclose(result, of_numpy) for result, of_numpy in zip(wrong, expected, strict=True))

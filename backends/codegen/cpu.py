@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +12,9 @@ from dnn.backends.codegen.jit import compile_module
 from dnn.backends.codegen.loops import Kernel, kernel_of
 from dnn.backends.codegen.runtime import Operation, Program
 from dnn.backends.codegen.runtime import Section as ProgramSection
-from dnn.backends.plan.fusion import Product, fuse, is_reduction, stripped
+from dnn.backends.plan.fusion import Fused, Product, is_reduction
 from dnn.backends.plan.graph import Buffer, Plan, View
+from dnn.backends.plan.order import fused_in_order
 from dnn.backends.plan.schedule import COLUMNS, ELEMENTS, ROWS, Schedule, Section, Step, schedule
 
 FEW_COLUMNS, MANY_TERMS = 32, 1024
@@ -30,12 +30,12 @@ class CompiledPlan:
     """
 
     def __init__(self, plan: Plan, threads: int, zeros: Callable[..., np.ndarray] | None) -> None:
-        self.fused = fuse(plan)
+        self.fused = fused_in_order(plan)
         self.schedule = schedule(self.fused, threads)
         in_scratch = self.schedule.in_scratch
         own = [buffer for buffer in plan.buffers if buffer.array is None and buffer.keeps]
         temporaries = [buffer for buffer in self.fused.temporaries if buffer not in in_scratch]
-        shared = _shared_memory(self.schedule, temporaries)
+        shared = _shared_memory(self.schedule, self.fused, temporaries)
         self.nbytes = sum(buffer.nbytes for buffer in own) + sum(64 + nbytes for nbytes, _ in shared)
         if zeros is None:
             return
@@ -221,7 +221,7 @@ exit:
 # ---------------------------------------------------------------------------------------- buffers of the plan's own
 
 
-def _shared_memory(schedule: Schedule, temporaries: list[Buffer]) -> list[tuple[int, list[Buffer]]]:
+def _shared_memory(schedule: Schedule, fused: Fused, temporaries: list[Buffer]) -> list[tuple[int, list[Buffer]]]:
     """Memory for the temporaries: (bytes, those that share it, one after the other).
 
     In one phase chunks run at different times, so only temporaries that are cut alike can follow each other there.
@@ -248,11 +248,8 @@ def _shared_memory(schedule: Schedule, temporaries: list[Buffer]) -> list[tuple[
                 memories[i] = (max(nbytes, buffer.nbytes), [*buffers, buffer])
                 break
             alike = before.shape == buffer.shape and before.dtype == buffer.dtype
-            if (
-                alike
-                and _in_one_section(positions[before], uses)
-                and _hands_over(last[2], first[2], before, last, first)
-            ):
+            one_section = alike and _in_one_section(positions[before], uses)
+            if one_section and (last[1] < first[1] or (last[1] == first[1] and _hands_over(fused, last[2], before))):
                 memories[i] = (nbytes, [*buffers, buffer])
                 break
         else:
@@ -265,16 +262,13 @@ def _in_one_section(uses: list[tuple[int, int, Step]], others: list[tuple[int, i
     return len(keys) == 1 and next(iter(keys))[1][0] == ROWS
 
 
-def _hands_over(last: Step, first: Step, buffer: Buffer, end: tuple[Any, ...], start: tuple[Any, ...]) -> bool:
-    """Whether `first` may write where `last` read: later, or itself, element by element in a single pass."""
-    if end[1] < start[1]:
-        return True
-    if last is not first or isinstance(last.operation, Product):
+def _hands_over(fused: Fused, step: Step, buffer: Buffer) -> bool:
+    """Whether an operation may write its result where it reads a buffer: element by element, in a single pass."""
+    if isinstance(step.operation, Product):
         return False
-    return all(access.own for access in last.reads if access.view.buffer is buffer) and not any(
-        is_reduction(stripped(value)) or any(is_reduction(stripped(v)) for v in value.inputs)
-        for value in last.operation.outputs
-    )
+    if any(is_reduction(value) for value in fused.computed(step.operation)):
+        return False
+    return all(access.own for access in step.reads if access.view.buffer is buffer)
 
 
 def _fully_written(schedule: Schedule, temporaries: list[Buffer]) -> set[Buffer]:

@@ -683,11 +683,11 @@ def _rows_kernel(emitter: _Emitter) -> Kernel:
         for value, kept in spill_pass.items():
             if kept == number:
                 emitter.store(this.body, value.dtype, this.value(value), this.spill_place(value), True)
-        for value, views in element_outputs:
-            if store_pass[value] == number:
-                computed = this.value(value)
-                for view in views:
-                    emitter.store(this.body, value.dtype, computed, this.at(emitter.stream(view)), True)
+        # all is read before anything is written: a result may take the place of an operand
+        results = [(value, this.value(value), views) for value, views in element_outputs if store_pass[value] == number]
+        for value, computed, views in results:
+            for view in views:
+                emitter.store(this.body, value.dtype, computed, this.at(emitter.stream(view)), True)
         done = f"p{number}.done"
         for value in feeding:
             rows.row_values[value] = f"{_accumulator(value, number)}.total"

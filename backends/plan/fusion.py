@@ -63,12 +63,13 @@ Operation = Product | Loop
 class Fused:
     """Operations in an order that respects what they read and write, and the memory that they need.
 
-    `places` has the memory of every value that has some.
+    `places` has the memory of every value that has some, `homes` the store in whose place a value is computed.
     """
 
     operations: list[Operation]
     places: dict[Value, View]
     temporaries: list[Buffer]
+    homes: dict[Value, Value]
 
     def place(self, value: Value) -> View | None:
         """Where a value is in memory; None for one that each loop computes for itself."""
@@ -80,11 +81,15 @@ class Fused:
 
     def reads(self, loop: Loop) -> list[tuple[View, bool]]:
         """The memory that a loop reads, and whether it is rows that `take` chooses."""
+        return [(view, gathered) for _, view, gathered in self.leaves(loop)]
+
+    def leaves(self, loop: Loop) -> list[tuple[Value, View, bool]]:
+        """The values that a loop reads from memory, where they are, and whether `take` chooses rows of them."""
         return self._walk(loop)[1]
 
-    def _walk(self, loop: Loop) -> tuple[list[Value], list[tuple[View, bool]]]:
+    def _walk(self, loop: Loop) -> tuple[list[Value], list[tuple[Value, View, bool]]]:
         computed: dict[Value, None] = {}
-        views: dict[tuple[View, bool], None] = {}
+        views: dict[tuple[Value, View, bool], None] = {}
         stack = [(stripped(item), False) for root in loop.outputs
                  for item in ([root] if root.op != "store" else root.inputs)]  # fmt: skip
         while stack:
@@ -93,7 +98,7 @@ class Fused:
                 continue
             place = None if value in loop.outputs or value in loop.again else self.place(value)
             if place is not None:
-                views[place, gathered] = None
+                views[value, place, gathered] = None
                 continue
             computed[value] = None
             taken = value.op == "take"
@@ -435,7 +440,7 @@ def fuse(plan: Plan) -> Fused:
         placed.append((fusion.stage[store], store.number, copy))
         loops[store] = copy
     placed.sort(key=lambda item: item[:2])
-    return Fused([op for _, _, op in placed], places, temporaries)
+    return Fused([op for _, _, op in placed], places, temporaries, fusion.homes)
 
 
 def _computed_beside(fusion: _Fusion, loop: Loop, stage: int) -> set[Value]:

@@ -280,20 +280,19 @@ def _merged(bounds: Sequence[int], smallest: int) -> list[int]:
 
 
 def _in_scratch(fused: Fused, phases: list[list[Section]]) -> set[Buffer]:
-    """Flat temporaries that only one section touches, each chunk only its own elements."""
-    found = set()
-    for buffer in fused.temporaries:
-        if len(buffer.shape) != 1:
-            continue
-        users = [
-            (section, access)
-            for sections in phases
-            for section in sections
-            for step in section.steps
-            for access in (*step.reads, *step.writes)
-            if access.view.buffer is buffer
-        ]
-        same = len({id(section) for section, _ in users}) == 1
-        if same and all(a.own and s.cut.axis == ELEMENTS and s.cut.length == buffer.size for s, a in users):
-            found.add(buffer)
-    return found
+    """Flat temporaries that only one section touches, each chunk only its own elements: the largest of each section."""
+    users: dict[Buffer, list[tuple[Section, Access]]] = {b: [] for b in fused.temporaries if len(b.shape) == 1}
+    for sections in phases:
+        for section in sections:
+            for step in section.steps:
+                for access in (*step.reads, *step.writes):
+                    if access.view.buffer in users:
+                        users[access.view.buffer].append((section, access))
+    found: dict[int, Buffer] = {}
+    for buffer, touched in users.items():
+        of_one = len({id(section) for section, _ in touched}) == 1
+        if of_one and all(a.own and s.cut.axis == ELEMENTS and s.cut.length == buffer.size for s, a in touched):
+            key = id(touched[0][0])
+            if key not in found or found[key].nbytes < buffer.nbytes:
+                found[key] = buffer
+    return set(found.values())
