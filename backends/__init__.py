@@ -1,7 +1,7 @@
-"""What machines can do: arrays, memory, streams. Knows no networks and never imports `dnn`.
+"""Backends: arrays, memory and streams of a machine. Independent of networks; never imports the rest of `dnn`.
 
-The backend in use is, in this order: the one named in the call, the one `use_backend` set, the one that the
-environment variable DNN_BACKEND names when it is asked for, and numpy.
+The backend in use is, in order of precedence: the one named in the call, the one set by `use_backend`, the one named by
+the environment variable DNN_BACKEND at the time of the call, numpy.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ _in_use: str | None = None
 
 
 def register(name: str, loader: Callable[[], Backend]) -> None:
-    """Add a backend. `loader()` makes it at its first use, or raises BackendUnavailableError saying why not."""
+    """Add a backend. `loader()` creates it on first use, or raises BackendUnavailableError saying why it cannot."""
     _loaders[name] = loader
     _loaded.pop(name, None)
 
 
 def registered() -> list[str]:
-    """The names of all backends, usable here or not."""
+    """The names of all backends, whether usable here or not."""
     return list(_loaders)
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """The backend called `name`; without a name the one in use (see the head of this module).
+    """The backend called `name`, by default the one in use (see the module's docstring).
 
-    `auto` takes cupy where it works, else numpy, and logs which. A backend that cannot be used raises
+    `auto` selects cupy if it works, else numpy, and logs which. A backend that cannot be used raises
     BackendUnavailableError with the cause and the fix; there is never a silent fallback.
     """
     name = name or _in_use or os.environ.get("DNN_BACKEND", "").strip() or "numpy"
@@ -81,15 +81,15 @@ def _automatic() -> Backend:
         backend, cause = get_backend("cupy"), ""
     except BackendUnavailableError as error:
         backend, cause = get_backend("numpy"), f" ({error})"
-    log_once(f"DNN_BACKEND=auto takes {backend.name}{cause}")
+    log_once(f"DNN_BACKEND=auto selects {backend.name}{cause}")
     return backend
 
 
 class use_backend:
-    """Use the backend `name` from here on; as a context manager, restore the one before at its end.
+    """Use the backend `name` from now on; as a context manager, restore the previous one on exit.
 
-    None goes back to what DNN_BACKEND says. A backend that cannot be used raises BackendUnavailableError
-    here and leaves the choice as it was.
+    None restores the setting of DNN_BACKEND. A backend that cannot be used raises BackendUnavailableError
+    here and leaves the choice unchanged.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -122,7 +122,7 @@ def available_backends() -> list[str]:
 
 
 def backend_of(array: object) -> Backend:
-    """The backend that `array` belongs to; TypeError for what is no backend's array."""
+    """The backend that `array` belongs to; TypeError if there is none."""
     if "cupy" in sys.modules and "cupy" not in _loaded and type(array).__module__.startswith("cupy"):
         get_backend("cupy")
     for backend in (get_backend("numpy"), *_loaded.values()):

@@ -1,4 +1,4 @@
-"""The contract between the engine and a machine."""
+"""The interface between the engine and a machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Array = Any
 """An array of any backend: `numpy.ndarray`, `cupy.ndarray`, ..."""
 
 
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def log_once(message: str) -> None:
-    """Warn, the first time that this is said."""
-    if message not in _told:
-        _told.add(message)
+    """Log this warning, the first time only."""
+    if message not in _logged:
+        _logged.add(message)
         logging.getLogger("dnn.backends").warning(message)
 
 
@@ -34,16 +34,16 @@ _compiled_steps: bool | None = None
 
 
 def compiled_steps() -> bool:
-    """Whether steps are to be compiled where they can be: what `use_compiled_steps` or DNN_COMPILED says, else yes."""
+    """Whether to compile steps where possible: set by `use_compiled_steps`, else by DNN_COMPILED, by default true."""
     if _compiled_steps is not None:
         return _compiled_steps
     return os.environ.get("DNN_COMPILED", "").strip().lower() not in ("0", "no", "off", "false")
 
 
 class use_compiled_steps:
-    """Compile steps from here on, or run them operation by operation; as a context manager, until its end.
+    """Compile steps from now on, or run them operation by operation; as a context manager, until it exits.
 
-    None goes back to what the environment variable DNN_COMPILED says (0: operation by operation).
+    None restores the setting of the environment variable DNN_COMPILED (0: operation by operation).
     """
 
     def __init__(self, enabled: bool | None) -> None:
@@ -61,14 +61,14 @@ class use_compiled_steps:
 
 
 class BackendUnavailableError(RuntimeError):
-    """The backend asked for is unknown, or cannot be used on this machine."""
+    """The requested backend is unknown or cannot be used on this machine."""
 
 
 class Feeder:
-    """Rows of an array on the host, batch after batch, on the device.
+    """Copies rows of a host array to the device, batch by batch.
 
-    `enqueue` names the rows of a batch to come, `batch` gives the oldest of them; at most AHEAD may wait. A backend
-    whose device copies while it computes begins at `enqueue`; here, where any backend can, it is all done in `batch`.
+    `enqueue` requests the rows of a later batch, `batch` returns the oldest pending one; at most AHEAD may be pending.
+    A backend whose device copies while it computes starts the copy in `enqueue`; this default copies in `batch`.
     """
 
     AHEAD = 2
@@ -83,16 +83,16 @@ class Feeder:
 
     @contextmanager
     def batch(self) -> Iterator[Array]:
-        """The rows on the device, for the work that is queued inside the block."""
+        """The rows on the device, valid for the work queued inside the block."""
         yield self._backend.asarray(self._source[self._rows.popleft()])
 
     def drain(self) -> None:
-        """Wait for what is being copied, and forget what still waits."""
+        """Wait for copies in progress and discard pending batches."""
         self._rows.clear()
 
 
 class Backend(ABC):
-    """What a machine can do with arrays. It knows nothing of networks.
+    """Array operations of one machine, independent of networks.
 
     `xp` is the array module that the mathematics is written in. Everything that the array libraries
     do differently (making arrays, moving them, waiting) is a method here; what they do alike is
@@ -102,85 +102,85 @@ class Backend(ABC):
     name: str
     xp: Any
     precisions: Mapping[str, np.dtype] = {}
-    """What a training step of a float32 network can compute in besides, by name, with the dtype of its arrays."""
+    """Reduced precisions for training steps of a float32 network, by name, with the dtype of their arrays."""
 
     @property
     @abstractmethod
     def device(self) -> str:
-        """What the work runs on, in words."""
+        """Description of the device."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the memory that arrays live in."""
 
     def facts(self) -> dict[str, str]:
-        """What else a user should know of the machine: versions, libraries, threads."""
+        """Further facts for the user: versions, libraries, threads."""
         return {}
 
     @abstractmethod
     def owns(self, array: object) -> bool:
-        """Whether `array` is one of this backend's own."""
+        """Whether `array` belongs to this backend."""
 
     @abstractmethod
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """A new C-contiguous array, contents undefined, its first byte on a 64-byte boundary."""
+        """A new uninitialized C-contiguous array, aligned to 64 bytes."""
 
     @abstractmethod
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        """A new C-contiguous array of zeros, its first byte on a 64-byte boundary."""
+        """A new C-contiguous array of zeros, aligned to 64 bytes."""
 
     @abstractmethod
     def asarray(self, array: object, dtype: Any = None) -> Array:
-        """`array` (of this backend, of NumPy, or nested lists) as an array here; not copied if it is one."""
+        """`array` (of this backend or NumPy, or nested lists) as an array of this backend, copied only if needed."""
 
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray:
-        """`array` on the host. It waits for the work that makes it; a NumPy array comes back as it is."""
+        """`array` on the host, after waiting for the work that computes it. A NumPy array is returned unchanged."""
 
     def product(self, precision: str | None) -> Callable[[Array, Array, Array], object]:
-        """out = a b, called with (a, b, out): matrices, each C- or F-contiguous, out C-contiguous.
+        """A function (a, b, out) that computes out = a b for matrices; a, b C- or F-contiguous, out C-contiguous.
 
-        `precision` is one of `precisions`: with tf32 what is multiplied may be rounded.
+        `precision` is None or one of `precisions`; with tf32 the factors may be rounded.
         """
         return self.xp.dot
 
     def take(self, source: Array, rows: Array, out: Array) -> None:
-        """out_i = source[rows_i]. rows within source."""
+        """out_i = source[rows_i]. Every row must be within source."""
         self.xp.take(source, rows, axis=0, out=out)
 
     def compile(self, plan: Plan) -> Callable[[], None]:
-        """The plan as something to call, as fast as this machine runs it. Missing buffers are allocated.
+        """A callable that runs the plan as fast as this machine can. Missing buffers are allocated.
 
-        In a run (`stream`) it is for that run's threads, or its queue.
+        Inside a run (`stream`), it uses that run's threads or queue.
         """
         return self.run_stepwise(plan)
 
     def run_stepwise(self, plan: Plan) -> Callable[[], None]:
-        """The plan as something to call, operation by operation: nothing to prepare, for what runs a few times."""
+        """A callable that runs the plan operation by operation: no preparation, for plans that run a few times."""
         from dnn.backends.plan.stepwise import Stepwise
 
         return Stepwise(plan, self)
 
     def plan_bytes(self, plan: Plan) -> int:
-        """The memory that `compile` allocates for the plan."""
+        """The bytes that `compile` allocates for the plan."""
         from dnn.backends.plan.stepwise import temporary_bytes
 
         return temporary_bytes(plan, self)
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
-        """What brings batches of up to `batch_size` rows of `source`, an array on the host, to the device."""
+        """A feeder of batches of up to `batch_size` rows from `source`, a host array, to the device."""
         return Feeder(self, source)
 
-    def synchronize(self) -> None:  # noqa: B027  (a backend that computes at once has nothing to wait for)
-        """Wait until all work handed to the device is done."""
+    def synchronize(self) -> None:  # noqa: B027  (a synchronous backend has nothing to wait for)
+        """Wait until all work submitted to the device is done."""
 
     def stream(self, threads: int | None = None) -> AbstractContextManager[object]:
-        """The queue that one run's work goes to: it starts after all that was queued before it, and
-        what is queued after the block waits for it. On a CPU, the run's threads."""
+        """The queue for one run's work: the work starts after everything queued before the block, and
+        work queued after the block waits for it. On a CPU, the run's threads."""
         return nullcontext()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a copy, in another process too, is the backend of that name
+        # a copy, also in another process, is the backend of that name
         from dnn.backends import get_backend
 
         return get_backend, (self.name,)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dnn.backends.plan import Plan
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector register."""
+"""In bytes: a cache line, and the widest vector register."""
 
 
 class NumpyBackend(Backend):
@@ -43,14 +43,14 @@ class NumpyBackend(Backend):
 
     def memory(self) -> tuple[int, int]:
         names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in names:  # Windows does not say: then nothing is refused for want of memory
+        if "SC_PHYS_PAGES" not in names:  # unknown on Windows: then nothing is refused for lack of memory
             return sys.maxsize, sys.maxsize
         page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
         try:
-            # what the system would take back from its file cache is free too
+            # memory that the system can reclaim from its file cache counts as free
             with open("/proc/meminfo") as file:
                 available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-        except (OSError, StopIteration):  # macOS does not say
+        except (OSError, StopIteration):  # unknown on macOS
             return page * total, page * total
         return 1024 * available, page * total
 
@@ -71,11 +71,11 @@ class NumpyBackend(Backend):
         }
 
     def take(self, source: Array, rows: Array, out: Array) -> None:
-        # mode="clip": the default buffers a whole copy of what it writes, to leave it untouched if a row is wrong
+        # mode="clip": the default mode buffers the whole output, to leave it unchanged if a row is out of range
         source.take(rows, axis=0, out=out, mode="clip")
 
     def compile(self, plan: Plan) -> Callable[[], None]:
-        """Machine code on the run's threads, where llvmlite is there; else operation by operation."""
+        """Machine code on the run's threads if llvmlite is usable, else operation by operation."""
         if not self.compiles():
             return self.run_stepwise(plan)
         from dnn.backends.codegen.cpu import CompiledPlan
@@ -90,7 +90,7 @@ class NumpyBackend(Backend):
         return CompiledPlan(plan, self._threads(), None).nbytes
 
     def compiles(self) -> bool:
-        """Whether steps are to be compiled and can be; the first time, by trying."""
+        """Whether steps are to be compiled and can be, which is tried out on the first call."""
         if self._cannot_compile is None and compiled_steps() and not self._compiler_works:
             try:
                 from dnn.backends.codegen.blas import gemm_address, product_address
@@ -100,7 +100,7 @@ class NumpyBackend(Backend):
                 else:
                     product_address(np.float32)
                     self._compiler_works = True
-            except Exception as cause:  # an llvmlite that does not fit this machine or Python
+            except Exception as cause:  # an llvmlite that does not work with this machine or Python
                 self._cannot_compile = f"llvmlite cannot be used: {cause}"
             if self._cannot_compile:
                 log_once(f"steps run operation by operation: {self._cannot_compile}")
@@ -108,7 +108,7 @@ class NumpyBackend(Backend):
 
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
-        """One run's threads: `threads`, else what the environment says (see `number_of_threads`), else one a core."""
+        """One run's threads: `threads`, else the environment's setting (`number_of_threads`), else one per core."""
         outside = getattr(self._of_thread, "run", None)
         run = outside or _Run(number_of_threads(threads))
         self._of_thread.run = run
@@ -120,7 +120,7 @@ class NumpyBackend(Backend):
                 run.stop()
 
     def current_run(self) -> _Run | None:
-        """The run that this thread is in."""
+        """The run that this thread belongs to."""
         return getattr(self._of_thread, "run", None)
 
     def _threads(self) -> int:
@@ -144,7 +144,7 @@ class NumpyBackend(Backend):
 
 
 class _Run:
-    """The threads of one run: a pool for compiled plans, and the hold on the BLAS's own."""
+    """The threads of one run: a pool for compiled plans, and a limit on the BLAS's own threads."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -175,7 +175,7 @@ class _Run:
 
 
 class _Compiled:
-    """A compiled plan, on the threads of the run that it is called in; outside of one on the calling thread alone."""
+    """A compiled plan. It runs on the threads of the current run; outside of one, on the calling thread alone."""
 
     def __init__(self, backend: NumpyBackend, plan: CompiledPlan) -> None:
         self._backend, self.plan = backend, plan
@@ -188,14 +188,14 @@ class _Compiled:
             from dnn.backends.codegen.runtime import Pool
 
             if run is not None:
-                run.hold_blas(1)  # each thread of a program multiplies for itself
+                run.hold_blas(1)  # each thread of a program calls the BLAS on its own
             self._run, self._pool = run, Pool(1) if run is None else run.pool
             self._call = self._pool.bind(self.plan.program)
         self._call()
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
-    # NumPy promises 16 bytes only; the vector units split every access that crosses a cache line
+    # NumPy guarantees only 16 bytes; the vector units split every access that crosses a cache line
     dtype = np.dtype(dtype)
     nbytes = dtype.itemsize * (shape if isinstance(shape, int) else math.prod(shape))
     raw = make(nbytes + ALIGNMENT, np.uint8)

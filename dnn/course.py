@@ -1,10 +1,9 @@
-"""The functions of "Building your Deep Neural Network: Step by Step", by their own names, shapes and caches.
+"""The functions of "Building your Deep Neural Network: Step by Step", with the assignment's names, shapes and caches.
 
-The assignment's layout: one example a column, X (n_x, m), b (n, 1), AL and Y (1, m). These functions turn it into the
-engine's by transposed views and call the same mathematics; the equations are numbered as the assignment does. They run
-on whatever array type they are given, never change an input, and print only what the assignment prints on purpose.
-What they make from nothing (parameters, loaded data) is made on the backend in use. Shapes below: m examples,
-n_l units in layer l.
+The assignment's layout is one example per column: X (n_x, m), b (n, 1), AL and Y (1, m). These functions convert it to
+the engine's layout by transposed views and call the same mathematics; equation numbers are the assignment's. They
+accept any backend's arrays, never modify their inputs, and print only what the assignment asks to print. New arrays
+(parameters, loaded data) are created on the backend in use. Shapes below: m examples, n_l units in layer l.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 3) -> Para
 
 
 def sigmoid(Z: Array) -> tuple[Array, Array]:
-    """A = σ(Z) = 1 / (1 + exp(−Z)), and the cache Z. Any shape."""
+    """A = σ(Z) = 1 / (1 + exp(−Z)), and the cache Z, of any shape."""
     backend, (Z,) = _arrays(Z=Z)
     with np.errstate(over="ignore"):
         return functional.sigmoid(backend.xp, Z), Z
 
 
 def relu(Z: Array) -> tuple[Array, Array]:
-    """A = max(0, Z), and the cache Z. Any shape."""
+    """A = max(0, Z), and the cache Z, of any shape."""
     backend, (Z,) = _arrays(Z=Z)
     return functional.relu(backend.xp, Z), Z
 
@@ -97,7 +96,7 @@ def L_model_forward(X: Array, parameters: Parameters) -> tuple[Array, list[Cache
 def compute_cost(AL: Array, Y: Array) -> Array:
     """J = −1/m Σ_i [y_i log a_i + (1 − y_i) log(1 − a_i)], equation (7), as an array of shape (). AL, Y (1, m).
 
-    0 · log 0 is 0; a sure wrong answer costs inf.
+    0 · log 0 is 0; a wrong prediction with certainty costs inf.
     """
     backend, (AL, Y) = _arrays(AL=AL, Y=Y)
     _check_same_shape("AL", AL, "Y", Y)
@@ -107,7 +106,7 @@ def compute_cost(AL: Array, Y: Array) -> Array:
     with np.errstate(divide="ignore"):
         log_a = xp.log(xp.where(Y == 0, 1, AL))
         log_1_a = xp.log(xp.where(Y == 1, 1, 1 - AL))
-    # the assignment's own order of operations: the printed digits hang on it
+    # the assignment's order of operations: the printed digits depend on it
     cost = (-1 / m) * (xp.dot(Y, log_a.T) + xp.dot(1 - Y, log_1_a.T))
     return xp.squeeze(cost)
 
@@ -138,13 +137,13 @@ def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
     _check_linear(A_prev, W, b, "A_prev")
     n, m = W.shape[0], A_prev.shape[1]
     if tuple(dZ.shape) != (n, m):
-        raise DataError(f"dZ: expected shape {(n, m)}, the units of W {W.shape} by the examples, got {tuple(dZ.shape)}")
+        raise DataError(f"dZ: expected shape {(n, m)}, units of W {W.shape} by examples, got {tuple(dZ.shape)}")
     dA_prev, dW, db = functional.linear_backward(backend.xp, dZ.T, A_prev.T, W)
     return dA_prev.T, dW * (1 / m), (db * (1 / m)).reshape(n, 1)
 
 
 def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tuple[Array, Array, Array]:
-    """dA_prev, dW, db of LINEAR → "sigmoid" or "relu", from dA (n_l, m) and the forward's cache."""
+    """dA_prev, dW, db of LINEAR → "sigmoid" or "relu", from dA (n_l, m) and the cache of the forward pass."""
     backward = sigmoid_backward if _checked_activation(activation) == "sigmoid" else relu_backward
     linear_cache, activation_cache = cache
     return linear_backward(backward(dA, activation_cache), linear_cache)
@@ -153,7 +152,7 @@ def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tupl
 def L_model_backward(AL: Array, Y: Array, caches: list[Cache]) -> dict[str, Array]:
     """grads with dA0..dA(L−1), dW1..dWL, db1..dbL, starting from dAL = −(Y / AL − (1 − Y) / (1 − AL)).
 
-    Where AL is exactly 0 or 1 because its Z has saturated, dZ is its limit AL − Y.
+    Where the sigmoid has saturated, so that AL is exactly 0 or 1, dZ is its limit AL − Y.
     """
     grads, L = {}, len(caches)
     backend, (AL, Y, Z) = _arrays(AL=AL, Y=Y, Z=caches[-1][1])
@@ -163,7 +162,7 @@ def L_model_backward(AL: Array, Y: Array, caches: list[Cache]) -> dict[str, Arra
     Y = Y.reshape(AL.shape)
     xp, (S, _) = backend.xp, sigmoid(Z)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # 0/0 is 0 here: a term with no weight, whatever its slope
+        # 0/0 counts as 0 here: a term of weight zero, whatever its slope
         dAL = -(xp.where(Y == 0, 0, Y / AL) - xp.where(Y == 1, 0, (1 - Y) / (1 - AL)))
         dZ = xp.where((S == AL) & (S * (1 - S) == 0), AL - Y, sigmoid_backward(dAL, Z))
     grads[f"dA{L - 1}"], grads[f"dW{L}"], grads[f"db{L}"] = linear_backward(dZ, caches[-1][0])
@@ -201,7 +200,7 @@ def load_data(
     with open_dataset(train_path) as train, open_dataset(test_path) as test:
         for data, part, split in ((train, train.train, "train"), (test, test.test, "test")):
             if part is None:
-                raise DataError(f"{data.path}: no {split}_set_x and {split}_set_y in this file")
+                raise DataError(f"{data.path}: no {split}_set_x in this file: pass the {split} file here")
         assert train.train is not None and test.test is not None
         arrays = [
             array
@@ -210,7 +209,7 @@ def load_data(
         ]
         names = test.classes or train.classes
         if names is None:
-            raise DataError(f"{fspath(test_path)}: no list_classes in this file")
+            raise DataError(f"{fspath(test_path)}: expected list_classes in this file or the train file, got neither")
     return (*arrays, np.array([name.encode() for name in names]))
 
 
@@ -224,7 +223,7 @@ def two_layer_model(
 ) -> tuple[Parameters, list[float]]:
     """LINEAR → RELU → LINEAR → SIGMOID by gradient descent; layers_dims = (n_x, n_h, n_y). Seed 1, randn · 0.01.
 
-    (parameters, costs), as L_layer_model gives them.
+    Returns (parameters, costs), as L_layer_model does.
     """
     if len(layers_dims) != 3:
         raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(layers_dims)}")
@@ -241,13 +240,13 @@ def L_layer_model(
 ) -> tuple[Parameters, list[float]]:
     """[LINEAR → RELU] × (L−1) → LINEAR → SIGMOID by gradient descent. X (n_x, m), Y (1, m). Seed 1, randn / √n_{l-1}.
 
-    (parameters, costs): the costs at iterations 0, 100, 200, ... and at the last, each before its update.
+    Returns (parameters, costs), with the costs at iterations 0, 100, 200, ... and the last, each before its update.
     """
     return _model(X, Y, layers_dims, "course_scaled", learning_rate, num_iterations, print_cost)
 
 
 def predict(X: Array, y: Array, parameters: Parameters) -> Array:
-    """p (1, m): 1 where AL > 0.5, else 0. Prints the accuracy against y (1, m)."""
+    """p (1, m): 1 where AL > 0.5, else 0. Also prints the accuracy against y (1, m)."""
     AL, _ = L_model_forward(X, parameters)
     backend, (AL, y) = _arrays(AL=AL, y=y)
     _check_same_shape("AL", AL, "y", y)
@@ -273,7 +272,7 @@ def _model(
         )
     m = X.shape[1]
     if m == 0 or tuple(Y.shape) != (1, m):
-        raise DataError(f"Y: expected shape (1, {m}), a label for every column of X, got {tuple(Y.shape)}")
+        raise DataError(f"Y: expected shape (1, {m}), one label per column of X, got {tuple(Y.shape)}")
     network = Network(layers_dims, initializer=initializer, seed=1, dtype=X.dtype, backend=backend.name)
     examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
     state = TrainingState(SGD(learning_rate), network.parameters)
@@ -298,9 +297,9 @@ def _model(
 
 
 def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
-    """The arrays' backend, and the arrays in the floating dtype they have among them, float64 where they have none.
+    """The arrays' backend, and the arrays in their common floating dtype, float64 if none is floating.
 
-    DataError where they are not of one backend.
+    DataError if they are not all of the same backend.
     """
     of = {name: backend_of(array) for name, array in arrays.items()}
     backend = next(iter(of.values()))
@@ -332,8 +331,8 @@ def _checked_activation(activation: str) -> str:
 def _check_linear(A: Array, W: Array, b: Array, name: str = "A") -> None:
     if len(A.shape) != 2 or len(W.shape) != 2 or W.shape[1] != A.shape[0]:
         raise DataError(
-            f"{name} has shape {tuple(A.shape)} and W {tuple(W.shape)}: expected {name} (n_prev, m) with one example a "
-            "column and W (n, n_prev) with the same n_prev; is one of them transposed?"
+            f"{name} has shape {tuple(A.shape)} and W {tuple(W.shape)}: expected {name} (n_prev, m), one example per "
+            "column, and W (n, n_prev) with the same n_prev; is one of them transposed?"
         )
     if tuple(b.shape) != (W.shape[0], 1):
         raise DataError(

@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault. Wrong settings are ValueError and TypeError."""
+"""The exceptions of this package. Invalid settings raise ValueError or TypeError."""
 
 from numbers import Integral, Real
 
@@ -8,11 +8,11 @@ class DnnError(Exception):
 
 
 class DataError(DnnError, ValueError):
-    """The data does not fit: its shape, its values, or the file it is in."""
+    """The data is invalid: its shape, its values, or the file that holds it."""
 
 
 class ModelFileError(DnnError):
-    """A model file that is missing, damaged, or not what it says it is."""
+    """A model file is missing, damaged, or not a model file."""
 
 
 class NonFiniteLossError(DnnError, ArithmeticError):
@@ -20,20 +20,20 @@ class NonFiniteLossError(DnnError, ArithmeticError):
 
 
 class NotEnoughMemoryError(DnnError, MemoryError):
-    """The device's memory does not hold what was asked for."""
+    """The request does not fit in the device's memory."""
 
 
 class OutputError(DnnError):
-    """Something could not be written. Nothing half-written was left."""
+    """An output could not be written. No partial file is left behind."""
 
 
 def check_whole(name: str, value: object) -> None:
-    """TypeError where a setting is no whole number."""
+    """Raise TypeError unless the setting is a whole number."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
-    """TypeError where a setting is no real number."""
+    """Raise TypeError unless the setting is a real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")

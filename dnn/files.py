@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Atomic writes: whole files or none."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from dnn.errors import OutputError
 
 
 def check_writable(path: str, force: bool) -> None:
-    """OutputError now, rather than after the work, where `path` could not be written.
+    """Raise OutputError, before the work rather than after it, if `path` cannot be written.
 
-    It is tried, folder and all, and nothing of that stays. A device or a pipe is not replaced and needs no `force`.
+    The check tries it, creating folders as needed, and leaves nothing behind. A device or a pipe is not replaced and
+    needs no `force`.
     """
     if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder: name a file")
     if _is_special(path):
         return
     if os.path.lexists(path) and not force:
-        raise OutputError(f"{path}: exists already: choose another place, or replace it with --force (force=True)")
+        raise OutputError(f"{path}: already exists: choose another path, or replace it with --force (force=True)")
     folder = os.path.dirname(os.path.realpath(path))
     missing = _missing_folders(folder)
     there = os.path.dirname(missing[-1]) if missing else folder
@@ -27,7 +28,7 @@ def check_writable(path: str, force: bool) -> None:
         raise OutputError(f"{path}: cannot be written: {there} is not a folder")
     try:
         os.makedirs(folder, exist_ok=True)
-        import tempfile  # only here: it is a fifth of what `import dnn` would take
+        import tempfile  # imported late: it would add a fifth to the time of `import dnn`
 
         handle, probe = tempfile.mkstemp(dir=folder, prefix=".dnn-")
         os.close(handle)
@@ -39,11 +40,11 @@ def check_writable(path: str, force: bool) -> None:
 
 
 def write_whole(contents: Mapping[str, bytes]) -> None:
-    """Write every path's bytes, each whole or not at all, and none where the bytes of any cannot be written.
+    """Write every path's bytes, each atomically, and none of them if writing any fails.
 
-    Each file is written beside its place under another name, flushed to the disk, and renamed only when all of them
-    are there. A link stays one: what it points to is replaced. A device or a pipe is written to as it is. OutputError
-    where anything fails; nothing half-written stays.
+    Each file is written under a temporary name in its folder and flushed to disk; all are renamed once all are
+    complete. A symbolic link is kept, and its target replaced. A device or a pipe is written to directly. OutputError
+    if anything fails; no partial file is left behind.
     """
     contents = {path if _is_special(path) else os.path.realpath(path): content for path, content in contents.items()}
     temporary: dict[str, str] = {}
@@ -80,12 +81,12 @@ def write_whole(contents: Mapping[str, bytes]) -> None:
 
 
 def _is_special(path: str) -> bool:
-    """A device, a pipe, a socket: nothing that a rename should replace."""
+    """Whether `path` is a device, a pipe or a socket, which a rename must not replace."""
     return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _missing_folders(folder: str) -> list[str]:
-    """The folders to make before there is `folder`, the deepest first."""
+    """The folders to create so that `folder` exists, deepest first."""
     missing = []
     while not os.path.lexists(folder):
         missing.append(folder)
@@ -95,7 +96,7 @@ def _missing_folders(folder: str) -> list[str]:
 
 def _remove_empty(folders: list[str]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # it was not made, or holds what was written
+        with contextlib.suppress(OSError):  # it was never created, or is not empty
             os.rmdir(folder)
 
 
@@ -106,7 +107,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: str) -> None:
-    # the rename itself reaches the disk with the folder; some systems cannot open one
+    # the rename is durable only once the folder is synced; some systems cannot open a folder
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,14 +1,14 @@
-"""Model files: HDF5, no pickle, written whole or not at all.
+"""Model files: HDF5, no pickle, written atomically.
 
-    /                   attributes: format = "dnn model", format_version = 1, dnn_version, sha256 of all that follows
+    /                   attributes: format = "dnn model", format_version = 1, dnn_version, sha256 of the contents below
     /architecture       JSON
     /parameters/Wl      (n_out, n_in)
     /parameters/bl      (n_out,)
-    /classes            (K,) names, where the data had them
+    /classes            (K,) names, if the data had them
 
-A file is made in memory and appears under its name only when it is complete on the disk. Loading holds every data set
-against the architecture, and all of them against the checksum, before any of it is used. Texts are of fixed length: on
-a damaged one of variable length the HDF5 library can read for ever.
+A file is built in memory and appears under its name only when it is complete on disk. Loading checks every data set
+against the architecture, and all of them against the checksum, before using any. Strings have fixed length: on a
+damaged string of variable length the HDF5 library can loop forever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dnn.data.hdf5 import damage_told, open_hdf5
+from dnn.data.hdf5 import open_hdf5, reporting_damage
 from dnn.errors import DataError, ModelFileError
 from dnn.files import check_writable, write_whole
 from dnn.losses import LOSSES, Loss, checked_loss
@@ -35,7 +35,7 @@ _SETTINGS = ("layer_sizes", "activation", "output", "initializer", "seed", "dtyp
 
 
 def save(network: Network, path: str | PathLike[str], force: bool = False) -> None:
-    """Write `network` to `path`. OutputError where it exists (without `force`) or cannot be written."""
+    """Write `network` to `path`. OutputError if it cannot be written, or exists and `force` is not given."""
     path = fspath(path)
     check_writable(path, force)
     write_whole({path: model_bytes(network)})
@@ -69,7 +69,7 @@ def model_bytes(network: Network) -> bytes:
     if network.classes is not None:
         contents["classes"] = np.array([name.encode() for name in network.classes], dtype=bytes)
     buffer = io.BytesIO()
-    # the format of 1.10 puts a checksum on everything of the library's own
+    # format version 1.10 adds checksums to all of HDF5's own metadata
     with h5py.File(buffer, "w", libver="v110", track_order=True) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
@@ -82,12 +82,12 @@ def model_bytes(network: Network) -> bytes:
 
 
 def load(path: str | PathLike[str], backend: str | None = None) -> Network:
-    """The network in the model file `path`, on the backend named, or else on the one in use.
+    """The network in the model file `path`, on the given backend, by default the one in use.
 
     ModelFileError says what is wrong with the file.
     """
     path = fspath(path)
-    with open_hdf5(path, ModelFileError) as file, damage_told(path, ModelFileError):
+    with open_hdf5(path, ModelFileError) as file, reporting_damage(path, ModelFileError):
         _check_format(path, file)
         text = _stored(path, file, "architecture")
         if text.shape != () or text.dtype.kind != "S":
@@ -99,7 +99,7 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
         if "classes" in file:
             contents["classes"] = _checked_classes(path, file, architecture)[...]
         if file.attrs.get("sha256") != np.bytes_(_checksum(contents.values())):
-            raise ModelFileError(f"{path}: its checksum is not that of its content: the file is damaged")
+            raise ModelFileError(f"{path}: its checksum does not match its content: the file is damaged")
     settings = {name: architecture[name] for name in _SETTINGS}
     network = Network(**settings, backend=backend, loss=architecture.get("loss"))
     for name in network.parameters:
@@ -117,15 +117,15 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
 
 
 def _name_of(loss: str | Loss) -> str:
-    """The name that a loss is registered under; ValueError where it has none."""
+    """The name under which a loss is registered; ValueError if it is not."""
     found = loss if isinstance(loss, str) else next((name for name, known in LOSSES.items() if known is loss), None)
     if found is None:
-        raise ValueError("a model file holds the loss by its name: give it one with dnn.register_loss before saving")
+        raise ValueError("a model file stores the loss by name: register it with dnn.register_loss before saving")
     return found
 
 
 def classes_of(layer_sizes: Sequence[int]) -> int:
-    """How many classes an output of so many units tells apart."""
+    """The number of classes that the output layer distinguishes."""
     return max(layer_sizes[-1], 2)
 
 
@@ -144,7 +144,7 @@ def _check_format(path: str, file: Any) -> None:
     version = file.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: model format {version}; this dnn reads {FORMAT_VERSION}: use a dnn that wrote it"
+            f"{path}: model format {version}, but this dnn reads {FORMAT_VERSION}: use the dnn version that wrote it"
         )
 
 
@@ -173,7 +173,7 @@ def _architecture(path: str, text: bytes) -> dict[str, Any]:
 
 
 def _checked_tensors(path: str, file: Any, architecture: dict[str, Any]) -> dict[str, Any]:
-    """The parameters' data sets, each of the shape and dtype that the architecture says."""
+    """The parameters' data sets, after checking their shapes and dtypes against the architecture."""
     import h5py
 
     layer_sizes, dtype = architecture["layer_sizes"], architecture["dtype"]
@@ -184,15 +184,15 @@ def _checked_tensors(path: str, file: Any, architecture: dict[str, Any]) -> dict
     if set(file["parameters"]) != set(shapes):
         raise ModelFileError(
             f"{path}: its architecture {layer_sizes} has the parameters {', '.join(shapes)}; "
-            f"the file has {', '.join(sorted(file['parameters'])) or 'none'}"
+            f"the file has {', '.join(sorted(file['parameters'])) or 'none'}: the file is damaged"
         )
     tensors = {f"parameters/{name}": _stored(path, file, f"parameters/{name}") for name in shapes}
     for (name, tensor), shape in zip(tensors.items(), shapes.values(), strict=True):
         if tensor.shape != shape or tensor.dtype != dtype:
             layer = name.removeprefix("parameters/")[1:]
             raise ModelFileError(
-                f"{path}: layer {layer}: {name} has shape {tensor.shape} and dtype {tensor.dtype}; "
-                f"the architecture says {shape} and {dtype}: the file is damaged, save it again"
+                f"{path}: layer {layer}: {name} has shape {tensor.shape} and dtype {tensor.dtype}, but the "
+                f"architecture specifies {shape} and {dtype}: the file is damaged, save the model again"
             )
     return tensors
 
@@ -205,10 +205,10 @@ def _checked_classes(path: str, file: Any, architecture: dict[str, Any]) -> Any:
 
 
 def _stored(path: str, file: Any, name: str) -> Any:
-    """The data set of that name, stored in full in this very file.
+    """The data set of that name, stored in full in this file itself.
 
-    What is not (linked, virtual, external, never written) would be read as something else, and a small file could
-    declare a data set that no memory holds.
+    Anything else (linked, virtual, external, never written) is refused: it could read other data, and a small file
+    could declare a data set larger than memory.
     """
     import h5py
 

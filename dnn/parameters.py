@@ -1,4 +1,4 @@
-"""One flat buffer, named views."""
+"""A network's parameters: one flat buffer with named views."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dnn.backends.plan.graph import Buffer, View
 from dnn.errors import DataError
 
 ALIGNED = 32
-"""A view begins at a multiple of so many numbers: of 64 bytes, in 16 bits and wider, at one place in every dtype."""
+"""Views start at multiples of this many elements: 64-byte alignment from 16 bits up, same offsets in every dtype."""
 
 
 class Parameters(Mapping[str, Array]):
     """W1..WL (n_out, n_in), then b1..bL (n_out,): views into one buffer, each on a 64-byte boundary.
 
-    Reading gives the device view; assigning copies into it, from NumPy or the device, the shape checked. The gaps
-    between the views are zero and stay zero under every update, so an optimizer runs over `flat` in one go. The
-    weights come first: weight decay is then a prefix.
+    Reading an item returns the device view; assigning checks the shape and copies into it, from NumPy or the device.
+    The gaps between views are zero and stay zero under every update, so an optimizer runs over `flat` in one pass. The
+    weights come first, so weight decay applies to a prefix.
     """
 
     def __init__(self, backend: Backend, layer_sizes: Sequence[int], dtype: Any) -> None:
@@ -43,7 +43,7 @@ class Parameters(Mapping[str, Array]):
         }
 
     def part(self, buffer: Buffer, name: str) -> View:
-        """Where that parameter is in a plan's buffer of this layout."""
+        """The view of that parameter in a plan's buffer of this layout."""
         return buffer.part(self._starts[name], self._shapes[name])
 
     @staticmethod
@@ -55,7 +55,7 @@ class Parameters(Mapping[str, Array]):
             yield f"b{layer}", (layer_sizes[layer],)
 
     def like(self, dtype: Any = None) -> Parameters:
-        """Zeros of the same layout: gradients, an optimizer's state; in another dtype, working copies."""
+        """Zeros of the same layout: for gradients, optimizer state or, in another dtype, working copies."""
         return Parameters(self.backend, self.layer_sizes, dtype or self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Parameters(Mapping[str, Array]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # a new buffer, on a boundary of its own, that the views are of
+        # a new aligned buffer, for the views to refer to
         self.flat = self.backend.zeros(state["flat"].shape, self.dtype)
         self.flat[...] = self.backend.asarray(state["flat"])
         self._views = self._make_views()
@@ -74,7 +74,7 @@ class Parameters(Mapping[str, Array]):
 
     def __setitem__(self, name: str, value: Array) -> None:
         if name not in self._views:
-            raise KeyError(f"no parameter {name!r}: there are {', '.join(self._views)}")
+            raise KeyError(f"no parameter {name!r}: expected one of {', '.join(self._views)}")
         view = self._views[name]
         if tuple(np.shape(value)) != view.shape:
             raise DataError(f"parameter {name}: expected shape {view.shape}, got {tuple(np.shape(value))}")
@@ -84,7 +84,7 @@ class Parameters(Mapping[str, Array]):
         with np.errstate(over="ignore"):
             converted = self.backend.asarray(value, self.dtype)
         if not bool(self.backend.xp.isfinite(converted).all()):
-            raise DataError(f"parameter {name}: expected numbers that are finite in {self.dtype}")
+            raise DataError(f"parameter {name}: expected numbers that are finite in {self.dtype}, got inf or nan")
         view[...] = converted
 
     def __iter__(self) -> Iterator[str]:

@@ -27,15 +27,15 @@ from dnn.state import TrainingState
 from dnn.step import TRAIN, Step
 
 LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Minimum seconds between two progress lines without a terminal."""
 
 
 @dataclass
 class History:
-    """What fit saw: `history["loss"]` and the rest, one entry an epoch; `epoch`, their numbers over the network's life.
+    """Measures of a fit: `history["loss"]` etc. with one entry per epoch, and `epoch`, counted over the network's life.
 
-    loss and accuracy (rmse for a linear output) are means over the epoch's examples, each taken before its batch's
-    update; val_loss and val_accuracy are taken after the epoch.
+    loss and accuracy (rmse for a linear output) are means over the epoch's examples, each measured before its batch's
+    update; val_loss and val_accuracy are measured after the epoch.
     """
 
     history: dict[str, list[float]] = field(default_factory=dict)
@@ -50,24 +50,24 @@ class History:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How to train: the keywords of `Network.fit`. ValueError or TypeError where a setting cannot be.
+    """The keywords of `Network.fit`. ValueError or TypeError if a setting is invalid.
 
     epochs            passes over the examples
-    batch_size        examples an update; the last batch of an epoch may be smaller
-    optimizer         a configuration, or its name. A second fit with the same one (another learning rate is the same)
-                      goes on with its state: 3 + 3 epochs are 6
-    validation_data   (X, Y), or validation_split: the share of the examples to hold back, chosen by the seed
-    shuffle           a new order each epoch; a batch that holds all examples has no order and is not shuffled
-    verbose           None: a progress bar on a terminal, else silent; True: elsewhere a line for the first and the
-                      last epoch and at most one every 10 s; False: silent
-    memory_limit      GB of the device's memory that may be used; None: what is free. An X that this does not hold too
-                      stays on the host, and its batches are copied while the device computes. NotEnoughMemoryError,
-                      before anything is trained, where it does not hold the training itself
-    threads           of the CPU, at most one a core; None: DNN_NUM_THREADS, OMP_NUM_THREADS or OPENBLAS_NUM_THREADS,
-                      else one a core. Any number gives the same run every time
-    precision         what a step computes in: None, the network's dtype; of a float32 network, where the backend has
-                      them, tf32, float16, bfloat16. See `dnn.precision`. A second fit in the same one goes on with its
-                      loss scale
+    batch_size        examples per update; the last batch of an epoch may be smaller
+    optimizer         a configuration or its name. A second fit with the same one, learning rate aside, continues from
+                      its state: 3 + 3 epochs equal 6
+    validation_data   (X, Y), or validation_split: the fraction of the examples to hold out, chosen by the seed
+    shuffle           use a new order each epoch; a batch of all examples is not shuffled
+    verbose           None: a progress bar on a terminal, else silent; True: also without a terminal, a line for the
+                      first and the last epoch and at most one every 10 s; False: silent
+    memory_limit      GB of device memory to use; None: all that is free. If X does not fit as well, it stays on the
+                      host, and its batches are copied while the device computes. NotEnoughMemoryError, before any
+                      training, if the training itself does not fit
+    threads           CPU threads, at most one per core; None: DNN_NUM_THREADS, OMP_NUM_THREADS or
+                      OPENBLAS_NUM_THREADS, else one per core. Runs with the same number are reproducible
+    precision         precision of a training step; None: the network's dtype. A float32 network can use tf32, float16
+                      or bfloat16 if the backend has them, see `dnn.precision`. A second fit in the same precision
+                      continues with its loss scale
     """
 
     epochs: int = 20
@@ -87,7 +87,7 @@ class FitSettings:
             check_whole(name, value)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-            object.__setattr__(self, name, int(value))  # NumPy's whole numbers are whole numbers
+            object.__setattr__(self, name, int(value))  # it may be a NumPy integer
         _check_validation(self.validation_data, self.validation_split)
         if self.memory_limit is not None:
             check_number("memory_limit", self.memory_limit)
@@ -98,20 +98,20 @@ class FitSettings:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> FitSettings:
-        """From keywords; TypeError names an unknown one, and the nearest that there is."""
+        """Settings from keywords; TypeError names an unknown one and the closest known one."""
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
                 import difflib
 
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f": did you mean {near[0]}?" if near else f": there are {', '.join(known)}"
+                hint = f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}"
                 raise TypeError(f"fit has no setting {name!r}{hint}")
         return cls(**settings)
 
 
 class Trainer:
-    """Trains a network: owns the settings, and the state of optimizer and loss scale that outlives a fit."""
+    """Trains a network; the state of the optimizer and the loss scale outlives a fit."""
 
     def __init__(self, network: Network, settings: FitSettings) -> None:
         self.network, self.settings = network, settings
@@ -120,10 +120,10 @@ class Trainer:
         self.optimizer = settings.optimizer
 
     def fit(self, X: Any, Y: Any) -> History:
-        """Train on X, Y (see `dnn.data.examples` for what they may be) and return the History.
+        """Train on X, Y (see `dnn.data.examples` for their forms) and return the History.
 
-        Ctrl-C raises KeyboardInterrupt after the step it finds running, so the network is as of its last whole step.
-        NonFiniteLossError ends a training that diverges.
+        Ctrl-C raises KeyboardInterrupt after the current step, so the network is in the state of its last whole step.
+        NonFiniteLossError is raised if training diverges.
         """
         network, settings = self.network, self.settings
         started = time.perf_counter()
@@ -148,10 +148,10 @@ class Trainer:
         return history
 
     def _prepare(self, X: Any, Y: Any) -> tuple[Examples, np.ndarray | None, tuple[Examples, Any] | None]:
-        """The examples, which of them to train on (None: all), and what to evaluate: examples and which of them."""
+        """The examples, the rows to train on (None: all), and what to evaluate: examples and their rows."""
         network, settings = self.network, self.settings
         examples = prepare(network, X, Y, fitting=True)
-        held_back, kept = _split(network, examples.m, settings.validation_split)
+        held_out, kept = _split(network, examples.m, settings.validation_split)
         validation = None
         if settings.validation_data is not None:
             validation = prepare(network, *settings.validation_data, name="X of validation_data")
@@ -166,12 +166,12 @@ class Trainer:
             self.precision,
             settings.memory_limit,
         )
-        if held_back is not None:
-            return examples, kept, (examples, held_back)
+        if held_out is not None:
+            return examples, kept, (examples, held_out)
         return examples, kept, None if validation is None else (validation, None)
 
     def state(self) -> TrainingState:
-        """The state to train with: that of the last fit, where this one goes on from it."""
+        """The state to train with: that of the last fit if this one continues it, else a new one."""
         network, optimizer = self.network, self.optimizer
         state = network.training_state
         if state is None or not optimizer.continues(state.optimizer):
@@ -183,7 +183,7 @@ class Trainer:
 
 @contextmanager
 def _undecided_if_refused(network: Network) -> Iterator[None]:
-    """What the first data decides for a network stands only if nothing of a fit was refused."""
+    """Keep what the first data determines for a network only if the fit accepts all of its data."""
     before = network.input_scale, network.input_kind, network.input_shape
     try:
         yield
@@ -193,14 +193,14 @@ def _undecided_if_refused(network: Network) -> Iterator[None]:
 
 
 class _Epochs:
-    """The epochs of one fit: a step for the full batches and one for the smaller last, and their order."""
+    """The epochs of one fit: the steps for the full batches and for the smaller last one, and the order of examples."""
 
     def __init__(self, trainer: Trainer, examples: Examples, rows: np.ndarray | None) -> None:
         network, settings, state = trainer.network, trainer.settings, trainer.state()
         self._network, self._state = network, state
         self._rows = rows
         self._m = m = examples.m if rows is None else len(rows)
-        # one batch has no order, and is loaded once
+        # a single batch needs no order, and is loaded once
         self._shuffle = settings.shuffle and settings.batch_size < m
 
         def bind(examples: Examples, size: int, loading: str) -> Step:
@@ -219,7 +219,7 @@ class _Epochs:
         return len(self._batches)
 
     def epoch(self, interrupt: _Interrupt, progress: _Progress) -> dict[str, float]:
-        """One pass over the examples; loss and metric over it."""
+        """Run one pass over the examples; return its loss and metric."""
         if self._shuffle:
             self._batches.reorder(self._permutation())
         self._batches.reset()
@@ -238,22 +238,22 @@ class _Epochs:
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss} in epoch {network.epochs + 1}: training has diverged and the weights are lost: "
-                f"begin anew with a lower learning rate (now {self._state.learning_rate:g}) or a smaller X"
+                f"start over with a lower learning rate (now {self._state.learning_rate:g}) or scale X down"
             )
         return measures(network, loss, correct, self._m)
 
 
 def _split(network: Network, m: int, split: float) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(the rows held back to validate on, those left to train on); None and None where nothing is held back."""
+    """(the rows held out for validation, the rows left to train on), or (None, None) without a split."""
     if not split:
         return None, None
-    held_back = math.ceil(split * m)
-    if held_back >= m:
+    held_out = math.ceil(split * m)
+    if held_out >= m:
         raise DataError(f"validation_split {split:g} of {m} examples leaves none to train on")
     seeds = np.random.SeedSequence([network.seed, 2])
     cut = np.random.Generator(np.random.PCG64(seeds)).permutation(m)
-    # in the file's order: the cut says which examples, not in what order
-    return np.sort(cut[:held_back]), np.sort(cut[held_back:])
+    # in the file's order: the permutation selects examples, it does not order them
+    return np.sort(cut[:held_out]), np.sort(cut[held_out:])
 
 
 def _check_validation(data: Any, split: Any) -> None:
@@ -281,7 +281,7 @@ def _checked_optimizer(optimizer: Optimizer | str) -> Optimizer:
 
 
 class _Interrupt:
-    """Whether Ctrl-C was pressed; the second time it no longer waits for the step to end."""
+    """Records Ctrl-C; a second one no longer waits for the step to end."""
 
     def __init__(self) -> None:
         self.pressed = False
@@ -298,7 +298,7 @@ class _Interrupt:
 
 @contextmanager
 def _whole_steps() -> Iterator[_Interrupt]:
-    """Hold Ctrl-C back until `check`, where Python's own handler would have raised in the middle of a step."""
+    """Defer Ctrl-C until `check`, where Python's own handler would raise in the middle of a step."""
     interrupt = _Interrupt()
     ours = (
         threading.current_thread() is threading.main_thread()
@@ -318,7 +318,7 @@ def _whole_steps() -> Iterator[_Interrupt]:
 
 
 class _Progress:
-    """Silent."""
+    """No output."""
 
     def step_done(self) -> None:
         pass
@@ -339,18 +339,18 @@ class _Bar(_Progress):
 
 
 class _Lines(_Progress):
-    """A line for the first epoch, the last, and at most one every LINE_EVERY seconds between."""
+    """A line for the first and the last epoch, and at most one every LINE_EVERY seconds in between."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
         self._done = 0
-        self._told = -math.inf
+        self._last_line = -math.inf
 
     def epoch_done(self, epoch: int, measured: dict[str, float]) -> None:
         self._done += 1
         now = time.monotonic()
-        if now - self._told >= LINE_EVERY or self._done == self._epochs:
-            self._told = now
+        if now - self._last_line >= LINE_EVERY or self._done == self._epochs:
+            self._last_line = now
             print(f"epoch {self._done}/{self._epochs}: {_in_words(measured)}", file=sys.stderr, flush=True)
 
 

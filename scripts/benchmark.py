@@ -1,23 +1,23 @@
-"""Times the engine against its peers on the CPU, on the same arrays, in one run, interleaved.
+"""Time the engine against its peers on the CPU, interleaved in one run on the same arrays.
 
     python scripts/benchmark.py            all sections but compare
     python scripts/benchmark.py steps      a training step of each network, against the peers
-    python scripts/benchmark.py epochs     fit on MNIST (mnist.h5, looked for as the tests do), against their loops
-    python scripts/benchmark.py growth     a step against width, depth and batch
-    python scripts/benchmark.py threads    a step on 1, 2, ... threads, and JAX's
-    python scripts/benchmark.py overhead   what fit adds to its steps, an epoch
+    python scripts/benchmark.py epochs     fit on MNIST (mnist.h5, found as in the tests), against the peers' loops
+    python scripts/benchmark.py growth     a step as a function of width, depth and batch size
+    python scripts/benchmark.py threads    a step on 1, 2, ... threads, compared with JAX
+    python scripts/benchmark.py overhead   overhead of fit over its bare steps, per epoch
     python scripts/benchmark.py course     the assignment's two models against its plain NumPy version
-    python scripts/benchmark.py start      what the first fit of a fresh process waits for, and import dnn
+    python scripts/benchmark.py start      start-up time of the first fit in a new process, and of import dnn
     python scripts/benchmark.py activations     a step with each activation
-    python scripts/benchmark.py compare COMMIT  the rows of steps, by the working tree and by another commit
+    python scripts/benchmark.py compare COMMIT  the rows of steps, for the working tree and another commit
 
-Contenders: dnn, with the compiled programs of the extra `fast` where it is installed; dnn, plain, without them; plain
-NumPy, the assignment's equations as they read; and of --peers those that are installed: scikit-learn's MLPClassifier,
-PyTorch (eager and compiled, fused updates; the better counts) and JAX (jitted, donated buffers). Each is checked first:
-from the same weights to the same weights in five steps. Then they take turns, round after round, on the same number of
-threads and of cores, each begun at rest; printed are medians with quartiles, and medians of the ratios within a round
-(above 1: dnn is faster). Beside them is NumPy's rate of products, measured in the same rounds. With --busy N other
-processes keep N threads busy all the while.
+Contenders: dnn, with the compiled programs of the extra `fast` if installed; dnn, plain, without them; plain NumPy, a
+direct transcription of the assignment's equations; and the --peers that are installed: scikit-learn's MLPClassifier,
+PyTorch (eager and compiled, fused updates; the faster counts) and JAX (jitted, donated buffers). Each is first checked
+to reach the same weights as dnn in five steps from the same start. Then they take turns, round by round, on the same
+number of threads and cores, each starting from idle. Reported are medians with quartiles, and medians of the ratios
+within a round (above 1: dnn is faster), next to NumPy's matrix-product rate, measured in the same rounds. With --busy
+N, other processes keep N threads busy during the measurement.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def main() -> None:
         "rounds": given.rounds,
         "sections": {},
     }
-    write(results, given.json)  # a file that cannot be written is told now
+    write(results, given.json)  # report an unwritable file now
     print(header(results), flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that child processes are ended, too
     with busy(given.busy):
         for name in given.sections:
             for i in range(2 if name in TWICE else 1):
@@ -146,14 +146,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all but compare)")
-    add("--peers", default=",".join(PEERS), metavar="LIST", help="of torch,jax,sklearn, or none (all)")
+    add("--peers", default=",".join(PEERS), metavar="LIST", help="a subset of torch,jax,sklearn, or none (all)")
     add("--optimizer", choices=OPTIMIZERS, help="(both)")
-    add("--networks", metavar="LIST", help="such as 20-64-32-2,256x8-10, of steps, compare and threads (all)")
-    add("--threads", type=int, metavar="N", help="of every contender (one a core)")
+    add("--networks", metavar="LIST", help="such as 20-64-32-2,256x8-10, for steps, compare and threads (all)")
+    add("--threads", type=int, metavar="N", help="threads of every contender (one per core)")
     add("--rounds", type=int, default=ROUNDS, metavar="N", help=f"turns of each contender ({ROUNDS})")
-    add("--busy", type=int, default=0, metavar="N", help="processes that each keep a thread busy meanwhile (none)")
+    add("--busy", type=int, default=0, metavar="N", help="processes that each keep a thread busy (none)")
     add("--plain", action="store_true", help="compare without compiled steps")
-    add("--json", metavar="FILE", help="all figures, with versions, machine and date")
+    add("--json", metavar="FILE", help="write all figures, with versions, machine and date")
     given = parser.parse_intermixed_args(arguments)
     given.commit = None
     if "compare" in given.sections:
@@ -176,7 +176,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("network", given.networks, [in_words(sizes) for sizes, _, _ in NETWORKS]),
     ):
         if unknown := [name for name in asked if name not in there]:
-            parser.error(f"no {word} {', '.join(unknown)}: there are {', '.join(there)}")
+            parser.error(f"no {word} {', '.join(unknown)}: choose from {', '.join(there)}")
     if given.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {given.rounds}")
     if given.busy < 0:
@@ -197,15 +197,16 @@ def number_of_cores() -> int:
 
 
 def hold_cores(threads: int) -> int:
-    """Have as many cores as threads, and return how many there were.
+    """Restrict this process to as many cores as threads, and return how many there were.
 
-    XLA takes a thread a core and has no setting for it. What is loaded has its threads already: begin anew.
+    XLA uses one thread per core and has no setting for it. Libraries already loaded have created their threads, so the
+    process restarts itself.
     """
     there = number_of_cores()
     if threads < there:
         if not hasattr(os, "sched_setaffinity"):
             sys.exit(
-                f"benchmark.py: this system cannot hold JAX to {threads} of its {there} cores: leave out --threads"
+                f"benchmark.py: this system cannot limit JAX to {threads} of its {there} cores: leave out --threads"
             )
         os.environ[CORES] = str(there)
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -214,14 +215,14 @@ def hold_cores(threads: int) -> int:
 
 
 CORES = "DNN_BENCHMARK_CORES"
-"""How many cores there were before a process took to some of them."""
+"""Environment variable: the number of cores before the process restricted itself to some of them."""
 
 
 def hold_threads(threads: int, peers: Sequence[str]) -> None:
-    """The same number on all sides, and a look whether it is so."""
+    """Set the same number of threads on all sides, and check it."""
     os.environ["DNN_NUM_THREADS"] = str(threads)
     sides = {"dnn": threads_of_dnn(), "cores": number_of_cores()}
-    # all are loaded now, so that no library comes later with threads of its own
+    # load all of them now, so that no library starts its own threads later
     for name in peers:
         if find_spec(name):
             __import__({"sklearn": "sklearn.neural_network"}.get(name, name))
@@ -237,7 +238,7 @@ def hold_threads(threads: int, peers: Sequence[str]) -> None:
 
 @contextmanager
 def busy(n: int) -> Iterator[list[int]]:
-    """Have n other processes keep a thread each busy, and give their ids. They end when this process does, however."""
+    """Run n processes that each keep a thread busy, and yield their ids. They end with this process, even if killed."""
     endless = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100_000))"
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -276,7 +277,7 @@ def header(results: Figures) -> str:
     if kernel := results["OPENBLAS_CORETYPE"]:
         lines[-1] += f"; OPENBLAS_CORETYPE={kernel} is set: every OpenBLAS here runs that kernel, not its own choice"
     if not results["compiled programs"]:
-        lines.append("no Numba, or no BLAS of a known form: dnn runs uncompiled, and is dnn, plain")
+        lines.append("no Numba, or an unknown BLAS interface: dnn runs uncompiled, as dnn, plain")
     return "\n".join(lines)
 
 
@@ -290,15 +291,13 @@ RATIOS = [35, *[14] * (len(COLUMNS) - 1), 20, 14]
 def steps(given: argparse.Namespace) -> list[Figures]:
     modes = [*["plain"] * compiles(), "numpy", *installed_modes("numpy", given.peers)]
     rows = []
-    print("  Microseconds a step: median [quartiles]. PyTorch: the better of eager (e) and compiled (c).")
+    print("  Microseconds per step: median [quartiles]. PyTorch: the faster of eager (e) and compiled (c).")
     print(aligned(["", *COLUMNS], TIMES), flush=True)
     for sizes, m, dtype, optimizer in rows_of(given):
         rows.append(one_network(sizes, m, dtype, optimizer, modes, given.rounds))
         print(times_line(rows[-1]), flush=True)
-    print(
-        "\n  Times those of dnn / of dnn, plain: medians round by round, above 1 dnn is faster. Products of 2048x2048,"
-    )
-    print("  GFLOP/s, in the same rounds; the share of it that dnn's / dnn, plain's steps reach.")
+    print("\n  Ratios to dnn / dnn, plain: medians over rounds, above 1 dnn is faster. Rate of 2048x2048 products in")
+    print("  the same rounds, GFLOP/s; the fraction of it that the steps of dnn / dnn, plain reach.")
     print("\n".join(ratio_lines(rows)), flush=True)
     return rows
 
@@ -330,7 +329,7 @@ def one_network(sizes: list[int], m: int, dtype: str, optimizer: str, modes: lis
 
 
 def columns_of(row: Figures) -> dict[str, tuple[Figures, str]]:
-    """What stands in each column, with the mark of the PyTorch that counts."""
+    """The figures in each column, with the letter of the faster PyTorch mode."""
     measured = row["us a step"]
     found = {name: (figures, "") for name, figures in measured.items() if name in COLUMNS}
     of_torch = [
@@ -365,7 +364,7 @@ def ratios(figures: Figures) -> str:
 
 
 def epochs(given: argparse.Namespace) -> list[Figures]:
-    """An epoch of fit, shuffling, loss and accuracy included; of the peers, their fastest loop, which has no loss."""
+    """An epoch of fit, including shuffling, loss and accuracy, against each peer's fastest loop, without a loss."""
     with dnn.open_dataset(data_with("mnist.h5") / "mnist.h5") as data:
         X, Y = data.train.X[...].reshape(len(data.train.X), -1), data.train.Y[...].astype(np.int64).ravel()
     as_floats, sizes, m = X.astype(np.float32) / 255, [784, 256, 128, 10], 128
@@ -404,16 +403,14 @@ def epochs(given: argparse.Namespace) -> list[Figures]:
         figures = summary(times)
         rows.append({"network": "784-256-128-10", "batch": m, "optimizer": optimizer, "ms an epoch": figures})
         rows[-1] |= {"failed": failed}
-        print(
-            f"  MNIST, {len(X)} examples, 784-256-128-10, batch {m}, {optimizer}: ms an epoch, times dnn / dnn, plain"
-        )
+        print(f"  MNIST, {len(X)} examples, 784-256-128-10, batch {m}, {optimizer}: ms per epoch, ratio to dnn / plain")
         for name, measured in figures.items():
             print(aligned([f"  {name}", time_in_words(measured), ratios(measured)], [28, 22, 13]), flush=True)
     return rows
 
 
 def accuracy(weights: list[np.ndarray], X: np.ndarray, Y: np.ndarray) -> float:
-    """Of a network with these weights; the loops of the epochs shuffle differently, and end near each other."""
+    """The accuracy of a network with these weights. The loops shuffle differently, so they only end close together."""
     A = X[:10_000]
     for W, b in zip(weights[::2], weights[1::2], strict=True):
         Z = A @ W.T + b
@@ -423,7 +420,7 @@ def accuracy(weights: list[np.ndarray], X: np.ndarray, Y: np.ndarray) -> float:
 
 # --------------------------------------------------------------------------------------------------- growth
 
-# what grows, the sizes it takes, and the network and batch of each
+# what grows, its values, and the network and batch size for each
 GROWTH: list[tuple[str, list[int], Callable[[int], tuple[list[int], int]]]] = [
     ("width", [64, 128, 256, 512, 1024, 2048, 4096], lambda n: ([n, n, n, 10], 128)),
     ("depth", [1, 2, 4, 8, 16, 32], lambda n: ([256] * (n + 1) + [10], 128)),
@@ -432,21 +429,21 @@ GROWTH: list[tuple[str, list[int], Callable[[int], tuple[list[int], int]]]] = [
 
 
 def growth(given: argparse.Namespace) -> list[Figures]:
-    """How a step's time grows beside its multiplications: where the last column rises, it grows faster than they."""
+    """Growth of a step's time against its multiplications: it grows faster than they do where the last column rises."""
     rows = []
     ours, backends = ["dnn", *["dnn, plain"] * compiles()], ["numpy", *[uncompiled()] * compiles()]
     widths = [8, 14, *[22, 12, 20] * len(ours)]
     for optimizer in given.optimizers:
         for what, values, network in GROWTH:
-            print(f"  {optimizer}, {what}: {in_words_with(what, network)}. Microseconds a step, times the row before,")
-            print("  picoseconds a multiplication")
+            print(f"  {optimizer}, {what}: {in_words_with(what, network)}. Microseconds per step, ratio to last row,")
+            print("  picoseconds per multiplication")
             print(
                 aligned([what, "arithmetic", *[cell for name in ours for cell in (name, "time", "a product")]], widths)
             )
             before: Figures | None = None
             for value in values:
                 sizes, m = network(value)
-                # not held against each other as above: in 32 layers rounding alone moves Adam's weights apart
+                # not compared with each other as above: in 32 layers rounding alone makes Adam's weights diverge
                 every = [Dnn(sizes, *batch(sizes, m), optimizer, name) for name in backends]
                 every[0].name = "dnn"
                 row = {"growing": what, "value": value, "optimizer": optimizer, "flops": flops(sizes, m)}
@@ -482,7 +479,7 @@ ON_THREADS = ["784-256-128-10", "784-1024-1024-10", "256x8-10"]
 
 
 def threads(given: argparse.Namespace) -> list[Figures]:
-    """Steps on 1, 2, 4, ... threads, each number in a process of its own: XLA has as many as cores at its start."""
+    """Steps on 1, 2, 4, ... threads, each in its own process: XLA fixes its number of threads at start-up."""
     numbers = sorted({*(2**i for i in range(given.threads.bit_length())), given.threads})
     rows: dict[str, dict[int, Figures]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -497,7 +494,7 @@ def threads(given: argparse.Namespace) -> list[Figures]:
                 raise NotMeasured(f"{' '.join(command)} ended with {done.returncode}")
             for row in json.loads(path.read_text())["sections"]["steps"][0]:
                 rows.setdefault(name_of(row), {})[n] = row
-    print("  Microseconds a step; in brackets the speed-up from one thread.")
+    print("  Microseconds per step; in parentheses the speed-up over one thread.")
     widths = [35, 14, *[22] * len(numbers)]
     print(aligned(["", "", *[f"{n} thread{'s' if n > 1 else ''}" for n in numbers]], widths))
     for name, by_number in rows.items():
@@ -510,7 +507,7 @@ def threads_lines(name: str, by_number: dict[int, Figures]) -> list[list[str]]:
     lines = []
     for contender in by_number[1]["us a step"]:
         if any(contender not in row["us a step"] for row in by_number.values()):
-            continue  # left out, as its process has said
+            continue  # left out, as its process has reported
         medians = [row["us a step"][contender]["median"] for row in by_number.values()]
         cells = [f"{number(median)} ({medians[0] / median:.2f})" for median in medians]
         lines.append([name if not lines else "", contender, *cells])
@@ -521,7 +518,7 @@ def threads_lines(name: str, by_number: dict[int, Figures]) -> list[list[str]]:
 
 
 def overhead(given: argparse.Namespace) -> Figures:
-    """fit's time an epoch less that of the same bare steps; full batch, and shuffled batches."""
+    """The time of fit per epoch minus that of the same bare steps, for full batches and shuffled batches."""
     generator = np.random.default_rng(0)
     X = generator.random((400, 2))
     Y = (X.sum(axis=1) > 1).astype(np.int64)
@@ -539,7 +536,7 @@ def overhead(given: argparse.Namespace) -> Figures:
                     steps()
             extra[pair] = 1e6 * ((between - started) - (time.perf_counter() - between)) / epochs
         print(
-            f"  2-20-3-1 on 400 examples, batch {batch_size}: fit adds {spread(extra)} us an epoch",
+            f"  2-20-3-1 on 400 examples, batch {batch_size}: fit adds {spread(extra)} us per epoch",
             flush=True,
         )
         figures[f"batch {batch_size}, us an epoch"] = quartiles(extra).tolist()
@@ -554,7 +551,7 @@ def overhead(given: argparse.Namespace) -> Figures:
 
 
 def course(given: argparse.Namespace) -> Figures:
-    """The two models of the assignment on arrays of the cat data's shape; 100 iterations a run."""
+    """The assignment's two models on arrays of the cat data's shape, 100 iterations per run."""
     from dnn.course import L_layer_model, two_layer_model
 
     generator = np.random.default_rng(0)
@@ -591,20 +588,20 @@ def plain_model(X: np.ndarray, Y: np.ndarray, sizes: list[int], initializer: str
 
 STARTS = [([784, 256, 128, 10], 128), ([2, 20, 3, 1], 400)]
 STARTS_AT_MOST = 5
-"""Of one kind. Where all is compiled anew, one takes seconds."""
+"""Most processes of one kind: each takes seconds, since it compiles everything again."""
 
 
 def start(given: argparse.Namespace) -> list[Figures]:
-    """Fresh processes that find nothing compiled: the first fit, of one epoch of one batch, and its like after it."""
+    """New processes without a compilation cache: a first fit, of one epoch of one batch, and an equal second one."""
     times = min(given.rounds, STARTS_AT_MOST)
-    print(f"  Milliseconds: median [quartiles] of {times} fresh processes that find nothing compiled. The first fit's")
-    print("  time less that of an equal one after it is what comes before its first step.")
+    print(f"  Milliseconds: median [quartiles] of {times} new processes with nothing compiled. The difference between")
+    print("  the first fit and an equal second one is the time before the first step.")
     rows = []
     for sizes, m in STARTS:
         found = [fresh_process("fit", in_words(sizes), str(m)) for _ in range(times)]
         rows.append({"network": in_words(sizes), "batch": m, "ms": of_each(found)})
         print(f"  {in_words(sizes)}, batch {m}: {all_in_words(rows[-1]['ms'])}", flush=True)
-    fresh_process("import")  # what Python compiles once is on the disk
+    fresh_process("import")  # so that Python's bytecode is cached
     rows.append({"import": True, "ms": of_each([fresh_process("import") for _ in range(times)])})
     print(f"  import numpy, then dnn: {all_in_words(rows[-1]['ms'])}", flush=True)
     return rows
@@ -636,7 +633,7 @@ ACTIVATIONS = ["relu", "tanh", "sigmoid", "gelu"]
 def activations(given: argparse.Namespace) -> list[Figures]:
     sizes, m, rows = [784, 256, 128, 10], 128, []
     widths = [35, *[29] * len(ACTIVATIONS)]
-    print("  Microseconds a step: median [quartiles], times those of relu, the median round by round.")
+    print("  Microseconds per step: median [quartiles], ratio to relu (median over rounds).")
     print(aligned(["", *ACTIVATIONS], widths), flush=True)
     for dtype in ("float32", "float64"):
         for optimizer in given.optimizers:
@@ -679,7 +676,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
 }
 
 TWICE = ("overhead", "course")
-"""A figure of these that does not come back is noise."""
+"""Measured twice: a figure that is not reproduced is noise."""
 
 
 if __name__ == "__main__":

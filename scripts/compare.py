@@ -1,4 +1,4 @@
-"""The working tree against another commit: each in a worker process (see turns.py), turn by turn."""
+"""Compare the working tree with another commit, each in a worker process (see turns.py), in turns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTHS = [35, 22, 22, 22, 10]
 
 
 def commit_of(name: str) -> str:
-    """Its short hash. NotMeasured where there is no such commit, no repository or no git."""
+    """The commit's short hash. NotMeasured if there is no such commit, no repository or no git."""
     command = ["git", "-C", ROOT, "rev-parse", "--short", "--verify", "--quiet", f"{name}^{{commit}}"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -40,7 +40,7 @@ def commit_of(name: str) -> str:
 
 @contextmanager
 def exported(commit: str) -> Iterator[Path]:
-    """A folder with the files of this commit. Not a worktree: the repository is left as it is."""
+    """A folder with the files of this commit. Not a worktree, so the repository stays unchanged."""
     archive = subprocess.run(["git", "-C", ROOT, "archive", commit], capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory(prefix=f"dnn-{commit}-") as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
@@ -50,9 +50,9 @@ def exported(commit: str) -> Iterator[Path]:
 
 @contextmanager
 def worker(checkout: Path, threads: int) -> Iterator[Ask]:
-    """A process that drives the peers of this checkout. NotMeasured says what it could not do."""
+    """A process that drives the peers of this checkout. NotMeasured says what failed."""
     ours, theirs = Pipe()
-    # -I: neither PYTHONPATH nor the folder we are in leads it to another checkout
+    # -I: neither PYTHONPATH nor the current folder can lead it to another checkout
     command = [sys.executable, "-I", turns.__file__, str(theirs.fileno())]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=quiet, stdout=quiet)
@@ -63,7 +63,7 @@ def worker(checkout: Path, threads: int) -> Iterator[Ask]:
             ours.send((method, arguments))
             answer, error = ours.recv()
         except (EOFError, OSError):
-            raise NotMeasured(f"the worker of {checkout} ended by itself, with {process.wait()}") from None
+            raise NotMeasured(f"the worker of {checkout} exited unexpectedly, with status {process.wait()}") from None
         if error:
             raise NotMeasured(f"{checkout}: {error}")
         return answer
@@ -81,8 +81,8 @@ def compare(
     commit: str, rows: Iterable[Row], threads: int, rounds: int, plain: bool, working_tree: Path = ROOT
 ) -> Figures:
     with exported(commit) as folder, worker(folder, threads) as theirs, worker(working_tree, threads) as ours:
-        print(f"  {'Without compiled steps. ' * plain}Microseconds a step: median [quartiles]; ratios round by round,")
-        print(f"  above 1 the {OURS} is faster. Last, how far the weights are apart after five steps.")
+        print(f"  {'Without compiled steps. ' * plain}Microseconds per step: median [quartiles]; ratios within rounds,")
+        print(f"  above 1 the {OURS} is faster. Last, the difference of the weights after five steps.")
         print(aligned(["", commit, OURS, "ratio", "apart"], WIDTHS), flush=True)
         sides = {commit: theirs, OURS: ours}
         measured = []
@@ -96,7 +96,7 @@ def compare(
 
 
 def compare_row(row: Row, sides: dict[str, Ask], rounds: int, plain: bool) -> Figures:
-    """The second side is ours. A row that cannot be compared says why."""
+    """Compare one row; the second side is the working tree. A row that cannot be compared says why."""
     sizes, m, dtype, optimizer = row
     figures: Figures = {"network": in_words(sizes), "batch": m, "dtype": dtype, "optimizer": optimizer}
     X, Y = batch(sizes, m, dtype)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs into .venv, writes scikit-learn's digits to an HDF5 file, trains on it, and says how good the model is.
+# Installs into .venv, writes scikit-learn's digits to an HDF5 file, trains on it, and prints the model's accuracy.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare demo

@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: `prepare EXTRA...` makes the private environment .venv in the project's folder, or
-# takes the one that is there, with these extras of pyproject.toml, and sets `python`. From any working directory.
+# Sourced by the other scripts: `prepare EXTRA...` creates, or reuses, the private environment .venv in the project's
+# folder, installs these extras of pyproject.toml, and sets `python`. Works from any directory.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
@@ -11,11 +11,11 @@ fail() {
 }
 
 prepare() {
-    # what was installed holds for this folder and this pyproject.toml
+    # an installation is valid for this folder and this pyproject.toml
     local state missing=() base extra
     state="$root $(cksum < "$root/pyproject.toml")"
     if [ -e "$venv" ] && [ ! -e "$venv/made-by-dnn" ]; then
-        fail "$venv is there and is not one that these scripts made: move it away"
+        fail "$venv exists but was not created by these scripts: move it away"
     fi
     if [ "$(cat "$venv/installed-for" 2> /dev/null)" = "$state" ] && "$python" -c '' 2> /dev/null; then
         for extra in "$@"; do
@@ -24,13 +24,13 @@ prepare() {
         [ ${#missing[@]} -eq 0 ] && return
     else
         missing=("$@")
-        base="$(find_python)" || fail "needs Python 3.11 or newer: install it, or name one: PYTHON=/path/to/python3"
+        base="$(find_python)" || fail "needs Python 3.11 or newer: install it, or set PYTHON=/path/to/python3"
         "$base" -c 'import venv, ensurepip' 2> /dev/null ||
             fail "$base has no venv module: install it (Debian, Ubuntu: apt install python3-venv), or set PYTHON"
         rm -rf "$venv"
         mkdir "$venv" && touch "$venv/made-by-dnn"
-        "$base" -m venv "$venv" > /dev/null || fail "cannot make the environment $venv: see the line above"
-        # it stays out of `git status` wherever the project is copied to
+        "$base" -m venv "$venv" > /dev/null || fail "cannot create the environment $venv: see the line above"
+        # keeps it out of `git status`, wherever the project is copied
         echo '*' > "$venv/.gitignore"
     fi
     echo "installing into $venv (once)" >&2

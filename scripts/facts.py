@@ -1,4 +1,4 @@
-"""What figures are figures of: the commit, the versions, the network, the data. For all scripts that measure."""
+"""The context of a measurement: commit, versions, network, data. Shared by the scripts that measure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class NotMeasured(Exception):
-    """Something that a measurement needs is missing; the message says what."""
+    """A prerequisite of the measurement is missing; the message says which."""
 
 
 def commit() -> str:
-    """Of the code, with a plus where it has changed since; without git, the value of DNN_COMMIT."""
+    """The commit of the code, with a plus if there are changes; without git, the value of DNN_COMMIT."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
@@ -49,7 +49,7 @@ def versions_of(backend: str) -> dict[str, Any]:
 
 
 def data_with(*files: str) -> Path:
-    """The folder of the assignment's data, searched for as the tests do."""
+    """The folder of the assignment's data, found as in the tests."""
     for place in (os.environ.get("DNN_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
         if place and all((Path(place) / "data" / file).exists() for file in files):
             return Path(place) / "data"
@@ -61,6 +61,6 @@ def in_words(sizes: Sequence[int]) -> str:
 
 
 def flops(sizes: Sequence[int], m: int) -> int:
-    """Of a step's products: forward, dW, and dA of all layers but the first."""
+    """FLOPs of a step's matrix products: forward, dW, and dA of all layers but the first."""
     layers = [a * b for a, b in pairwise(sizes)]
     return 2 * m * (3 * sum(layers) - layers[0])

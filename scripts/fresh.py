@@ -1,7 +1,7 @@
-"""What a fresh process waits for, in ms as JSON; `benchmark.py start` runs it again and again.
+"""Start-up times of a new process, in ms as JSON; `benchmark.py start` runs it repeatedly.
 
 python scripts/fresh.py import              numpy, then dnn
-python scripts/fresh.py fit 2-20-3-1 400    two equal fits of one network: an epoch of one batch of 400
+python scripts/fresh.py fit 2-20-3-1 400    two equal fits of a network: one epoch of one batch of 400
 """
 
 import json

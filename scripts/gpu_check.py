@@ -1,14 +1,14 @@
-"""The proof on a GPU, stage by stage; called by gpu_check.sh.
+"""Verification on a GPU, stage by stage; called by gpu_check.sh.
 
 suite    the test suite with DNN_REQUIRE_BACKENDS=numpy,cupy, file by file
-parity   numbers, order and memory against NumPy, eager steps and the published figures
+parity   results, order and memory against NumPy, eager steps and the published figures
 small    a step of 20-64-32-2 and of 784-256-128-10, against PyTorch and JAX
 wide     784-1024-1024-10, 256x8-10 and three layers of 8192, against PyTorch and JAX, and the card's product rate
-epoch    an epoch of MNIST's shape through fit, with the data on the device and fed from the host, against their loops
-table    puts the figures that are there into README.md; a run ends with it
+epoch    an epoch of MNIST's shape with fit, data on the device or fed from the host, against the peers' loops
+table    writes the available figures to README.md; every run ends with it
 
-A stage is made of parts, and each part's figures are written to the results file as it ends. A run that is cut off, or
-out of its minutes, is gone on with by the same command.
+A stage consists of parts, and each part's figures are written to the results file as it ends. A run that was
+interrupted, or ran out of time, is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ ROUNDS = 15
 SEEDS = 3
 
 Parts = Iterator[tuple[str, Callable[[], Figures]]]
-"""Of a stage: each part's name, and what measures it. Figures with "ok": False are a failure."""
+"""A stage's parts: the name of each and the function that measures it. Figures with "ok": False are a failure."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}, table (all)")
-    parser.add_argument("--again", action="store_true", help="also what has a result for this commit")
-    parser.add_argument("--minutes", type=float, default=8, help="a stage begins no part after so many (8)")
+    parser.add_argument("--again", action="store_true", help="also measure parts that have a result for this commit")
+    parser.add_argument("--minutes", type=float, default=8, help="start no part of a stage after this time (8)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="(scripts/results)")
-    parser.add_argument("--rehearse", action="store_true", help="on numpy, in small; writes nothing")
+    parser.add_argument("--rehearse", action="store_true", help="run on numpy, in small; writes nothing")
     given = parser.parse_args(arguments)
     if unknown := set(given.stages) - {*STAGES, "table"}:
-        parser.error(f"no stage {', '.join(sorted(unknown))}: there are {', '.join(STAGES)} and table")
+        parser.error(f"no stage {', '.join(sorted(unknown))}: choose from {', '.join(STAGES)} and table")
     if given.stages == ["table"]:
         write_table(given.results, README)
         return
@@ -86,17 +86,17 @@ def main(arguments: list[str] | None = None) -> None:
     if failed:
         sys.exit(f"gpu_check: failed: {'; '.join(failed)}")
     if unfinished:
-        sys.exit(f"gpu_check: out of time in {', '.join(unfinished)}: the same command goes on")
+        sys.exit(f"gpu_check: out of time in {', '.join(unfinished)}: run the same command again to continue")
 
 
 def run(stage: str, backend: str, results: Results, again: bool, minutes: float) -> bool:
-    """Measure what this stage lacks; whether nothing is left."""
+    """Measure the parts of this stage that have no result yet; return whether all are done."""
     began = time.monotonic()
     versions: Figures | None = None
     for part, measure in STAGES[stage](backend):
         name = f"{stage}: {part}"
         if results.has(name) and not again:
-            print(f"{name}: has its result for {results.commit}")
+            print(f"{name}: already measured for {results.commit}")
             continue
         if time.monotonic() - began > 60 * minutes:
             return False
@@ -116,7 +116,7 @@ def run(stage: str, backend: str, results: Results, again: bool, minutes: float)
 
 
 class Results:
-    """The figures of one device, in a file that is written anew with every part. Without a folder: kept here only."""
+    """The figures of one device, in a file that is rewritten after every part; without a folder, in memory only."""
 
     def __init__(self, folder: Path | None, device: str) -> None:
         self.commit = commit()
@@ -141,7 +141,7 @@ class Results:
 def suite(backend: str) -> Parts:
     paths = sorted((ROOT / "tests").glob("test_*.py"))
     for path in paths if backend == "cupy" else paths[:1]:
-        if path.name != "test_scripts.py":  # of the set-up commands, which need a network
+        if path.name != "test_scripts.py":  # it tests the set-up commands, which need a network
             yield path.name, lambda path=path: tests_of(path, backend)
 
 
@@ -170,7 +170,7 @@ def within(name: str, value: float, bound: float) -> Figures:
 
 
 def apart(values: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest of the expected; of what is not finite, infinity."""
+    """The largest difference relative to the largest expected value; infinity if it is not finite."""
     difference = float(np.abs(values - expected).max() / np.abs(expected).max())
     return difference if np.isfinite(difference) else float("inf")
 
@@ -180,7 +180,7 @@ def weights_of(network: dnn.Network) -> np.ndarray:
 
 
 def engine_against_numpy(backend: str) -> Figures:
-    """A fit in float64 of each output, optimizer and activation; batches of 16 and a smaller last one."""
+    """A fit in float64 for each output, optimizer and activation, with batches of 16 and a smaller last one."""
     generator = np.random.default_rng(0)
     X = generator.standard_normal((58, 20))
     Y = {
@@ -202,7 +202,7 @@ def engine_against_numpy(backend: str) -> Figures:
 
 
 def weights_and_shuffles(backend: str) -> Figures:
-    """The initial weights of every initializer, and the rows of three epochs' batches: bit for bit NumPy's."""
+    """The initial weights of every initializer and the order of three epochs: the same as NumPy's, bit for bit."""
     from dnn.initializers import INITIALIZERS
 
     different = []
@@ -219,7 +219,7 @@ def weights_and_shuffles(backend: str) -> Figures:
 
 
 def rows_taken(backend: str) -> list[list[int]]:
-    """The order in which the device has the examples, epoch by epoch."""
+    """The order in which the device visits the examples, epoch by epoch."""
     taken = []
     reorder = Batches.reorder
 
@@ -235,7 +235,7 @@ def rows_taken(backend: str) -> list[list[int]]:
 
 
 def captured_against_eager(backend: str) -> Figures:
-    """50 Adam steps with a changing learning rate and a smaller last batch, in every precision: the same bits."""
+    """50 Adam steps with a changing learning rate and a smaller last batch, in every precision: equal bit for bit."""
     its = get_backend(backend)
     generator = np.random.default_rng(0)
     X, Y = generator.standard_normal((58, 20)).astype(np.float32), generator.integers(0, 3, 58)
@@ -265,12 +265,12 @@ def captured_against_eager(backend: str) -> Figures:
             its.synchronize()
             weights.append(weights_of(network))
         differ[precision] = float(np.abs(weights[0] - weights[1]).max())
-    # NumPy's compiled steps sum in another order than NumPy: only a graph is what was captured
+    # NumPy's compiled steps sum in another order than NumPy: only a CUDA graph replays exactly the same operations
     return within("weights differ by", max(differ.values()), 1e-5 if backend == "numpy" else 0) | {"each": differ}
 
 
 def second_fit(backend: str) -> Figures:
-    """Fits of one network with other numbers of examples, batch sizes and optimizers, after one another."""
+    """Consecutive fits of one network with different numbers of examples, batch sizes and optimizers."""
     generator = np.random.default_rng(0)
     X, Y = generator.standard_normal((90, 20)), generator.integers(0, 3, 90)
     weights = []
@@ -283,7 +283,7 @@ def second_fit(backend: str) -> Figures:
 
 
 def fed_against_on_device(backend: str) -> Figures:
-    """The same training with its batches fed from the host, of bytes and of floats: to the bit the same."""
+    """The same training with batches of bytes and of floats fed from the host: equal bit for bit."""
     its, generator = get_backend(backend), np.random.default_rng(0)
     m = 20_000 if backend == "cupy" else 1_000
     Y = generator.integers(0, 10, m)
@@ -305,13 +305,13 @@ def fed_against_on_device(backend: str) -> Figures:
 
 
 def limit_of_feeding(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> float:
-    """A memory_limit that holds the training, and X only where it is no larger than the buffers that feed it."""
+    """A memory_limit that fits the training, but not X as well, unless X is no larger than the feeding buffers."""
     examples = prepare(network, X, Y, fitting=True)
     return (1 + training_bytes(network, examples, np.arange(examples.m), batch_size, dnn.Adam(), fed=True)) / GB
 
 
 def memory_over_fits(backend: str) -> Figures:
-    """What CuPy's pool holds, and what of the card is taken, after 20 fits and after 1,000."""
+    """The size of CuPy's memory pool and the memory in use on the card, after 20 fits and after 1,000."""
     generator = np.random.default_rng(0)
     X, Y = generator.standard_normal((64, 8)), generator.integers(0, 2, 64)
     first, last = (20, 1000) if backend == "cupy" else (2, 4)
@@ -321,7 +321,7 @@ def memory_over_fits(backend: str) -> Figures:
         if i in (first, last):
             held.append(bytes_held(backend))
     (pool, taken), (pool_after, taken_after) = held
-    # graphs lie outside the pool, and the driver takes memory by the 2 MB
+    # graphs are allocated outside the pool, and the driver allocates in units of 2 MB
     ok = pool_after <= pool and taken_after - taken <= 16 * 2**20
     return {"ok": ok, "bytes of the pool": [pool, pool_after], "bytes of the card": [taken, taken_after]}
 
@@ -349,9 +349,9 @@ def published_costs(backend: str) -> Figures:
 
 
 def mnist_accuracy(backend: str) -> Figures:
-    """The test accuracy after three epochs, in float32 here and on the CPU, and in each other precision here.
+    """The test accuracy after three epochs: in float32 here and on the CPU, and in every other precision here.
 
-    Compared are the means of the seeds, every one with the CPU's.
+    The mean over seeds of each is compared with the CPU's.
     """
     folder = data_with("mnist.h5")
     part, seeds, epochs = (slice(None), SEEDS, 3) if backend == "cupy" else (slice(2000), 1, 1)
@@ -385,7 +385,7 @@ def wide(backend: str) -> Parts:
 
 
 def steps_of(backend: str, runs: list[tuple[list[int], int, int]], shares: bool = False) -> Parts:
-    """A part a network, optimizer and precision: n steps a turn. `shares`: of the product rate too, measured beside."""
+    """A part per network, optimizer and precision, n steps per turn; `shares`: also as shares of the product rate."""
     from peers import precisions
 
     for (sizes, m, n), optimizer, precision in product(runs, ("sgd", "adam"), precisions(backend)):
@@ -396,7 +396,7 @@ def steps_of(backend: str, runs: list[tuple[list[int], int, int]], shares: bool 
 def compare_steps(
     backend: str, sizes: list[int], m: int, n: int, optimizer: str, precision: str, shares: bool
 ) -> Figures:
-    """Microseconds a step, in turns; medians and quartiles, and each peer's median by dnn's."""
+    """Microseconds per step, measured in turns: medians, quartiles, and the ratio of each peer's median to dnn's."""
     from peers import contenders, give_back_memory, installed_modes, product_rate
 
     rehearsal = backend != "cupy"
@@ -425,7 +425,7 @@ def compare_steps(
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, Figures]:
-    """By name: median, quartiles, and the median by that of the first, which is dnn."""
+    """By name: median, quartiles, and the ratio of the median to that of the first, dnn."""
     ours = float(np.median(next(iter(times.values()))))
     return {
         name: {
@@ -442,7 +442,7 @@ def epoch(backend: str) -> Parts:
 
 
 def compare_epochs(backend: str) -> Figures:
-    """60,000 examples of 784 bytes, batches of 128, Adam, shuffled: through fit, and through the peers' loops."""
+    """60,000 examples of 784 bytes, batches of 128, Adam, shuffled: with fit, and with the peers' loops."""
     from peers import Dnn, Jax, JaxEpochs, TorchEpochs, give_back_memory, installed_modes
 
     generator = np.random.default_rng(0)
@@ -498,20 +498,20 @@ COLUMNS = ["dnn", "PyTorch eager", "PyTorch compiled", "PyTorch graph", "JAX jit
 
 
 def write_table(folder: Path, readme: Path) -> None:
-    """The figures of every device with results, between the two marks in the readme; nothing where there are none."""
+    """Write the figures of every device with results between the two marks in the README, if there are any."""
     texts = [table(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
     between = "\n\n".join(text for text in texts if text)
     before, mark, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (mark and end):
-        sys.exit(f"gpu_check: {readme}: expected the marks {BEGIN} and {END}, to put the table between them")
+        sys.exit(f"gpu_check: {readme}: expected the marks {BEGIN} and {END} around the table: add them")
     text = f"{before}{BEGIN}\n{between}\n{END}{after}" if between else f"{before}{BEGIN}\n{END}{after}"
     if text != readme.read_text():
         write_whole({str(readme): text.encode()})
 
 
 def table(results: Figures) -> str:
-    """In Markdown; empty where nothing of speed is measured. Times are medians, peers' with their ratio to dnn's."""
+    """A Markdown table, empty without measured times. Times are medians; peers' come with their ratio to dnn's."""
     rows, parts = [], []
     for name, part in results["parts"].items():
         measured = next((part[unit] for unit in ("us a step", "ms an epoch") if unit in part), None)

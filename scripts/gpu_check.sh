@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The proof on a GPU, in stages of some minutes: bash scripts/gpu_check.sh [suite|parity|small|wide|epoch]... (all)
+# Verification on a GPU, in stages of a few minutes: bash scripts/gpu_check.sh [suite|parity|small|wide|epoch]... (all)
 #
-# Works with what a GPU machine has: a python3 with cupy, numpy, h5py, tqdm, pytest and hypothesis; nvmath, without which
-# steps are eager; torch and jax for the comparisons. What is missing can come from a folder of wheels: --wheels DIR,
-# first. Every figure goes to scripts/results/ as it is measured; what has its result for this commit is not measured
-# again, so a run that was cut off is gone on with by the same command. --rehearse does all of it on NumPy, in small.
+# Needs a python3 with cupy, numpy, h5py, tqdm, pytest and hypothesis; nvmath, without which steps run eagerly; torch and
+# jax for the comparisons. Missing packages can be installed from a folder of wheels: --wheels DIR, as the first option.
+# Every figure is written to scripts/results/ as it is measured, and not measured again for the same commit, so an
+# interrupted run is resumed by the same command. --rehearse runs everything on NumPy, in small.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"

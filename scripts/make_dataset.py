@@ -2,7 +2,7 @@
 
     python scripts/make_dataset.py runs/digits.h5
 
-1797 grey pictures of 8 x 8 as bytes, 1437 to train and 360 to test, drawn at random with a fixed seed.
+1797 grayscale images of 8 x 8 bytes: 1437 for training and 360 for testing, drawn at random with a fixed seed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def digits_file() -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", metavar="FILE.h5", help="replaced if it is there")
+    parser.add_argument("out", metavar="FILE.h5", help="replaced if it exists")
     path = parser.parse_args().out
     try:
         check_writable(path, force=True)

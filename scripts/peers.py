@@ -1,13 +1,13 @@
-"""The contenders of the benchmarks: one training step on one batch, by dnn and by its peers at their best.
+"""The contenders of the benchmarks: one training step on one batch, in dnn and in its peers at their fastest.
 
-All start from the same weights and see the same batch; the loss is the mean cross-entropy of a softmax, or of a sigmoid
-where the last layer has one unit.
+All start from the same weights and use the same batch; the loss is the mean cross-entropy of a softmax, or of a sigmoid
+if the last layer has one unit.
 
 precision   float32: products of float32 numbers, not rounded to TF32; float64; bfloat16: layers in bfloat16, float32
-            weights beside them, each library's own way of it
+            master weights, in each library's own way
 
-Of the engine's inner parts the CPU benchmark uses what stands here. `benchmark.py compare` drives Dnn and uncompiled()
-of other commits too, by the arguments that they have here but activation: later ones must keep them.
+The CPU benchmark uses the engine's internals only through this module. `benchmark.py compare` also drives Dnn and
+uncompiled() of other commits, with the arguments they have here except activation: later commits must keep them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# JAX would take three quarters of the card's memory before the others have theirs
+# JAX would preallocate three quarters of the card's memory
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import numpy as np
@@ -54,12 +54,12 @@ def compiles() -> bool:
 
 
 def threads_of_dnn() -> int:
-    """As many as its steps on NumPy may run on."""
+    """The number of threads for dnn's steps on NumPy."""
     return number_of_threads()
 
 
 def uncompiled() -> str:
-    """NumPy without the compiled programs of the extra `fast`: the name of a backend for it."""
+    """The name of a backend for NumPy without the compiled programs of the extra `fast`."""
 
     class Uncompiled(NumpyBackend):
         name = UNCOMPILED
@@ -116,7 +116,7 @@ class Dnn(Contender):
 
 
 def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> Callable[[], None]:
-    """One epoch of steps and of taking their rows, and nothing else."""
+    """One epoch of steps, including the selection of their rows, and nothing else."""
     examples = prepare(network, X, Y, fitting=True)
     twin = dnn.Network(network.layer_sizes, seed=network.seed)
     state = TrainingState(dnn.SGD(0.1), twin.parameters)
@@ -179,7 +179,7 @@ class Torch(Contender):
             loss_in_32 = loss
 
             def loss(X: Any, Y: Any) -> Any:
-                # a cast weight is used once a step: there is nothing to keep, and what is kept cannot be recorded
+                # no autocast cache: a cast weight is used once per step, and a cached one cannot be captured
                 with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False):
                     return loss_in_32(X, Y)
 
@@ -194,7 +194,7 @@ class Torch(Contender):
         self._optimizer.step()
 
     def _recorded(self) -> Any:
-        """The step as a CUDA graph, the weights and the optimizer's state as they were before it was warmed up."""
+        """The step as a CUDA graph, with weights and optimizer state restored after the warm-up."""
         torch = self._torch
         before = [linear.weight.detach().clone() for linear in self._linears]
         biases = [linear.bias.detach().clone() for linear in self._linears]
@@ -242,12 +242,12 @@ class Jax(Contender):
         import jax
         import jax.numpy as jnp
 
-        # JAX has 64 bits only where it is told so
+        # JAX supports 64 bits only if enabled
         self._in_64 = (lambda: jax.enable_x64(True)) if precision == "float64" else nullcontext
         dtype = start[0].dtype
 
         def linear(A: Any, W: Any, b: Any) -> Any:
-            # without "highest" JAX rounds float32 to TF32 on a GPU; of bfloat16 it changes nothing
+            # without "highest" JAX rounds float32 to TF32 on a GPU; for bfloat16 it makes no difference
             return jnp.matmul(A, W.T, precision="highest") + b
 
         def loss(theta: list[Any], X: Any, Y: Any) -> Any:
@@ -295,7 +295,7 @@ class Jax(Contender):
 
 
 class PlainNumpy(Contender):
-    """The assignment's step as its equations read, in NumPy and nothing else: one example a column."""
+    """The assignment's step in plain NumPy, a direct transcription of its equations: one example per column."""
 
     name = "plain NumPy"
 
@@ -363,10 +363,10 @@ class PlainNumpy(Contender):
 
 
 class Sklearn(Contender):
-    """MLPClassifier. n steps are one `fit` of n epochs of one batch, which goes on from the weights it has.
+    """MLPClassifier. n steps are one `fit` of n epochs of one batch, which continues from the current weights.
 
-    That checks the data once for all n steps; partial_fit would check it at every one. A fit begins Adam's moments
-    anew, which costs it nothing.
+    That validates the data once for all n steps; partial_fit would do so at every step. A fit resets Adam's moments,
+    which costs no time.
     """
 
     name = "scikit-learn"
@@ -389,12 +389,12 @@ class Sklearn(Contender):
             warm_start=True,
             beta_1=BETA1,
             beta_2=BETA2,
-            # it adds epsilon to the root of the v that is not yet corrected: as much as the others' in the first step
+            # it adds epsilon to the root of the uncorrected v: scaled to match the others in the first step
             epsilon=EPS * np.sqrt(1 - BETA2),
         )
-        self.steps(1)  # makes its arrays
+        self.steps(1)  # allocates its arrays
         if K > 1:
-            # it takes one-hot targets for independent labels, and two classes for one sigmoid unit
+            # it interprets one-hot targets as independent labels, and two classes as one sigmoid unit
             self._model.out_activation_ = "softmax"
         for its, theta in zip(self._model.coefs_ + self._model.intercepts_, start[::2] + start[1::2], strict=True):
             its[...] = theta.T
@@ -402,7 +402,7 @@ class Sklearn(Contender):
     def steps(self, n: int) -> None:
         self._model.max_iter = n
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that n epochs were too few
+            warnings.simplefilter("ignore")  # a warning that n epochs were too few
             self._model.fit(self._X, self._Y)
 
     def weights(self) -> list[np.ndarray]:
@@ -411,14 +411,14 @@ class Sklearn(Contender):
 
 
 class Product(Contender):
-    """A product of two (n, n) matrices a step."""
+    """A product of two (n, n) matrices per step."""
 
     name = "product"
 
     def __init__(self, backend: str, precision: str, n: int) -> None:
         its, generator = get_backend(backend), np.random.default_rng(0)
         dtype = its.precisions.get(precision, np.dtype("float64" if precision == "float64" else "float32"))
-        # of numbers as they come: zeros draw less power, and a card that draws less runs faster
+        # random numbers: zeros draw less power, and a card that draws less runs faster
         host = (generator.standard_normal((n, n), np.float32) for _ in range(2))
         self._a, self._b = (its.asarray(array).astype(dtype, copy=False) for array in host)
         self._out = its.empty((n, n), dtype)
@@ -434,10 +434,10 @@ class Product(Contender):
 
 
 class TorchEpochs:
-    """Epochs of the plain loop: X on the device, one permutation an epoch, fused updates, no item() inside.
+    """Epochs of a plain loop: X on the device, one permutation per epoch, fused updates, no item() inside.
 
-    X as bytes, a quarter of the memory to read, or as floats scaled beforehand. mode "graph": the step of a full batch
-    replayed on buffers that the rows are copied into.
+    X is bytes, a quarter of the memory traffic, or floats scaled beforehand. mode "graph": the captured step of a full
+    batch, replayed on buffers into which the rows are copied.
     """
 
     def __init__(
@@ -475,7 +475,7 @@ class TorchEpochs:
 
 
 class JaxEpochs:
-    """Epochs of a jitted step that takes its rows itself. X as in TorchEpochs."""
+    """Epochs of a jitted step that selects its own rows. X as in TorchEpochs."""
 
     def __init__(
         self, start: list[np.ndarray], X: np.ndarray, Y: np.ndarray, batch_size: int, optimizer: str = "adam"
@@ -510,10 +510,10 @@ class JaxEpochs:
 def contenders(
     sizes: list[int], m: int, optimizer: str, backend: str, modes: list[str], precision: str = "float32"
 ) -> tuple[list[Any], dict[str, str]]:
-    """dnn first, then the peers of these modes, each checked to end where dnn ends after five steps; what failed, why.
+    """The contenders, dnn first, then the peers of these modes that agree with dnn after five steps; and the failures.
 
-    modes: eager, compiled and graph of PyTorch, jax, sklearn, numpy, and plain: dnn without compiled programs. A peer
-    that cannot be run here, or that computes something else, is left out and says why.
+    modes: eager, compiled and graph (PyTorch), jax, sklearn, numpy, and plain, which is dnn without compiled programs.
+    A peer that cannot run here, or computes something else, is left out and listed with the reason.
     """
     X, Y = batch(sizes, m, precision)
     device = "cuda" if backend == "cupy" else "cpu"
@@ -535,7 +535,7 @@ def contenders(
             apart = difference(after_five_steps(peer), expected, optimizer)
             if not apart < TOLERANCE[precision]:
                 raise ValueError(f"computes something else: weights differ by {apart:.2g} after 5 steps")
-        except Exception as error:  # another library's failure, whatever it is, is no reason to lose the rest
+        except Exception as error:  # no failure of another library should lose the other results
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"{name}: {failed[name]}", file=sys.stderr)
         else:
@@ -545,14 +545,14 @@ def contenders(
 
 
 def batch(sizes: Sequence[int], m: int, precision: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """m examples of nothing, for a network of these sizes."""
+    """m random examples for a network of these sizes."""
     generator = np.random.default_rng(0)
     X = generator.standard_normal((m, sizes[0]), np.float64 if precision == "float64" else np.float32)
     return X, generator.integers(0, max(sizes[-1], 2), m)
 
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "bfloat16": 3e-3}
-"""Of weights after five steps. In bfloat16 a gradient has three digits: the peers end up to 1e-3 from float32."""
+"""Tolerance of weights after five steps. bfloat16 gradients have three digits: peers are up to 1e-3 from float32."""
 
 
 def output_of(sizes: Sequence[int]) -> str:
@@ -560,27 +560,27 @@ def output_of(sizes: Sequence[int]) -> str:
 
 
 def difference(weights: list[np.ndarray], expected: list[np.ndarray], optimizer: str) -> float:
-    """How far these weights are from the expected."""
+    """The difference of these weights from the expected ones."""
     differences = np.concatenate([np.abs(a - b).ravel() for a, b in zip(weights, expected, strict=True)])
-    # Adam divides a gradient by its own size: in float32 rounding alone moves some weights by a whole step, and in
-    # float64 the two agree to 1e-13. What is computed differently moves most of them
+    # Adam normalizes gradients: in float32 rounding alone can move some weights by a whole step, while in float64 the
+    # two agree to 1e-13. A different computation moves most of them
     return float(np.quantile(differences, 0.9) if optimizer == "adam" else differences.max())
 
 
 def precisions(backend: str) -> list[str]:
-    """Those of float32 and bfloat16 that dnn has on this backend."""
+    """float32, and bfloat16 if dnn supports it on this backend."""
     return ["float32", *(name for name in get_backend(backend).precisions if name == "bfloat16")]
 
 
 def product_rate(backend: str, precision: str, n: int, rounds: int = 15) -> float:
-    """TFLOP/s of a product of two (n, n) matrices: the median."""
+    """The median rate of a product of two (n, n) matrices in TFLOP/s."""
     product = Product(backend, precision, n)
     rates = [product.flops / turn(product, 3) / 1e12 for _ in range(rounds)]
     return float(np.median(rates[1:]))
 
 
 def give_back_memory(backend: str) -> None:
-    """What the contenders of one comparison held is free for those of the next."""
+    """Release the memory held by the contenders of one comparison for those of the next."""
     gc.collect()
     if "torch" in sys.modules and backend == "cupy":
         sys.modules["torch"].cuda.empty_cache()
@@ -589,7 +589,7 @@ def give_back_memory(backend: str) -> None:
 
 
 def installed_modes(backend: str, wanted: Sequence[str] = ("torch", "jax")) -> list[str]:
-    """Those of these peers that can be run on this backend's device, by mode. Others are named on stderr."""
+    """The modes of these peers that can run on this backend's device. The others are named on stderr."""
     from importlib.util import find_spec
 
     modes = []

@@ -1,4 +1,4 @@
-"""Medians, quartiles and ratios of the benchmarks, and the lines that say them."""
+"""Medians, quartiles and ratios of the benchmarks, and their formatting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def middle(values: Any) -> Figures:
 
 
 def ratio(times: Sequence[float], ours: Sequence[float]) -> np.ndarray:
-    """Round by round."""
+    """The ratios within each round."""
     return np.array(times) / np.array(ours)
 
 
 def summary(times: dict[str, list[float]], to: Sequence[str] = ("dnn", "dnn, plain")) -> dict[str, Figures]:
-    """By name: median, quartiles, and the median ratio to each of these that is there, round by round."""
+    """By name: median, quartiles, and the median over rounds of the ratio to each name in `to` that was timed."""
     return {
         name: middle(values)
         | {f"by {ours}": float(np.median(ratio(values, times[ours]))) for ours in to if ours in times}
@@ -39,7 +39,7 @@ def spread(values: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits, or all before the point."""
+    """Four significant digits, or all digits before the point."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 

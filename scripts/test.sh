@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs into .venv and runs the test suite; arguments go to pytest.
+# Installs into .venv and runs the test suite; arguments are passed to pytest.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare test

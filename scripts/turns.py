@@ -1,11 +1,11 @@
-"""Taking turns at one processor: what a turn is, and how its time is taken.
+"""Time contenders in turns on one processor.
 
-As a program it is a worker of `benchmark.py compare`, which drives the class Dnn of one checkout's scripts/peers.py:
+As a program, it is a worker of `benchmark.py compare`, which drives the class Dnn of one checkout's scripts/peers.py:
 
-    python -I scripts/turns.py FILE_DESCRIPTOR      of a connection that requests come through
+    python -I scripts/turns.py FILE_DESCRIPTOR      of the connection that delivers requests
 
-It relies on little, so that it times commits of any age with the same clock: peers.Dnn(sizes, X, Y, optimizer, backend,
-precision) and what a Contender has; peers.uncompiled(), the name of the backend without compiled steps.
+It relies on little, so that it can time old commits in the same way: peers.Dnn(sizes, X, Y, optimizer, backend,
+precision) with the interface of Contender, and peers.uncompiled(), the name of the backend without compiled steps.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 TURN = 0.075
-"""Seconds of a turn, about."""
+"""Approximate length of a turn in seconds."""
 
 
 class Contender:
     name: str
     apart: float
-    """From dnn's weights, after five steps."""
+    """The difference from dnn's weights after five steps."""
 
     def running(self) -> AbstractContextManager[object]:
-        """What its steps run in: one turn, as one fit would."""
+        """The context of one turn's steps, as in one fit."""
         return nullcontext()
 
     def steps(self, n: int) -> None:
@@ -41,7 +41,7 @@ class Contender:
         raise NotImplementedError
 
     def wait(self) -> None:
-        """Until they are done."""
+        """Wait until they are done."""
 
     def weights(self) -> list[np.ndarray]:
         """[W1, b1, ...]."""
@@ -49,7 +49,7 @@ class Contender:
 
 
 class Calls(Contender):
-    """Calls of a function as steps."""
+    """A contender whose steps are calls of a function."""
 
     def __init__(self, name: str, call: Callable[[], object]) -> None:
         self.name, self._call = name, call
@@ -60,10 +60,10 @@ class Calls(Contender):
 
 
 def rest() -> None:
-    """Until the threads of what ran before are idle. Of this process only: what others run does not keep it waiting.
+    """Wait until the threads of earlier work are idle. Only this process counts, not the load of others.
 
-    OpenBLAS's spin on for 30 to 110 ms after their last product, by the processor's clock, and OpenMP's for a while
-    too, on the cores that the next contender is to have for itself. With them JAX's steps took half as long again.
+    OpenBLAS's threads keep spinning for 30 to 110 ms of processor time after their last product, and OpenMP's for a
+    while too, on the cores that the next contender needs. With them spinning, JAX's steps took 1.5 times as long.
     """
     for _ in range(50):
         used = time.process_time()
@@ -73,7 +73,7 @@ def rest() -> None:
 
 
 def turn(contender: Contender, n: int, rested: bool = False) -> float:
-    """Seconds a step: n steps, after one that does not count, and begun at rest where asked."""
+    """Seconds per step, over n steps after one warm-up step; with `rested`, starting from idle."""
     if rested:
         rest()
     with contender.running():
@@ -91,7 +91,7 @@ def steps_of_a_turn(contender: Contender) -> int:
 
 
 def take_turns(every: Sequence[Contender], rounds: int) -> dict[str, list[float]]:
-    """Microseconds a step of each, round by round. Who goes first changes: the machine's clock and caches drift."""
+    """Microseconds per step of each, by round. The order alternates, since the machine's clock and caches drift."""
     n = {contender.name: steps_of_a_turn(contender) for contender in every}
     times: dict[str, list[float]] = {contender.name: [] for contender in every}
     for i in range(rounds):
@@ -110,10 +110,10 @@ def after_five_steps(contender: Contender) -> list[np.ndarray]:
 
 
 class Worker:
-    """Its methods are what it can be asked for."""
+    """The methods are the requests that it answers."""
 
     def load(self, checkout: str, threads: int) -> None:
-        """Import the peers of this checkout, whatever other one this Python has installed as a link."""
+        """Import the peers of this checkout, even if another one is installed in editable mode."""
         others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
         sys.path[:] = [str(Path(checkout, "scripts")), checkout, *others]
         import peers
@@ -126,24 +126,24 @@ class Worker:
     def build(
         self, sizes: list[int], X: np.ndarray, Y: np.ndarray, optimizer: str, precision: str, plain: bool
     ) -> list[np.ndarray]:
-        """A new contender's weights after five steps."""
-        self._contender: Any = None  # the memory of the one before is free for this one
+        """Build a new contender and return its weights after five steps."""
+        self._contender: Any = None  # free the memory of the previous one
         backend = self._peers.uncompiled() if plain else "numpy"
         self._contender = self._peers.Dnn(sizes, X, Y, optimizer, backend, precision)
         weights = after_five_steps(self._contender)
-        self._check_origin()  # of what was loaded only now, too
+        self._check_origin()  # also for modules loaded only now
         self._n = steps_of_a_turn(self._contender)
         rest()
         return weights
 
     def turn(self) -> float:
-        """Seconds a step; at its end too, no thread of this process spins on."""
+        """Seconds per step. Afterwards, too, it waits until no thread of this process spins."""
         seconds = turn(self._contender, self._n, rested=True)
         rest()
         return seconds
 
     def compilers(self) -> dict[str, str]:
-        """The versions of those that are loaded: without any, the steps were not compiled."""
+        """The versions of the loaded compilers; without any, the steps were not compiled."""
         return {name: sys.modules[name].__version__ for name in ("numba", "llvmlite") if name in sys.modules}
 
     def _check_origin(self) -> None:
@@ -151,12 +151,12 @@ class Worker:
             path = getattr(module, "__file__", None)
             ours = path is None or Path(path).resolve().is_relative_to(self._checkout)
             if name.split(".")[0] in ("peers", "dnn", "backends") and not ours:
-                raise ImportError(f"{name} is {path}, and not of {self._checkout}")
+                raise ImportError(f"{name} was imported from {path}, expected {self._checkout}")
 
 
 def work(requests: Connection) -> None:
-    """Answer requests (method, arguments) with (its value, None) or (None, its error), until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends this process
+    """Answer requests (method, arguments) with (value, None) or (None, error) until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the benchmark, which ends this process
     worker = Worker()
     with suppress(EOFError, OSError):
         while True:

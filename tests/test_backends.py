@@ -1,4 +1,4 @@
-"""Which backend is in use, what each of them can do, and what is said where one cannot be used."""
+"""Backend selection, the operations of each backend, and the errors if one cannot be used."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dnn.backends import (
 )
 
 
-def test_numpy_where_nothing_is_set():
+def test_numpy_is_the_default():
     assert get_backend().name == "numpy"
 
 
-def test_the_environment_variable_is_read_at_the_call(monkeypatch):
+def test_the_environment_variable_is_read_at_each_call(monkeypatch):
     monkeypatch.setenv("DNN_BACKEND", "standin")
     assert get_backend().name == "standin"
     monkeypatch.setenv("DNN_BACKEND", " numpy ")
@@ -45,7 +45,7 @@ def test_a_name_in_the_call_comes_before_use_backend_and_that_before_the_environ
         get_backend()
 
 
-def test_use_backend_restores_what_was_before_even_after_an_error():
+def test_use_backend_restores_the_previous_choice_even_after_an_error():
     with use_backend("standin") as outer:
         assert outer is get_backend() and outer.name == "standin"
         with pytest.raises(ZeroDivisionError), use_backend("numpy"):
@@ -55,23 +55,23 @@ def test_use_backend_restores_what_was_before_even_after_an_error():
     assert get_backend().name == "numpy"
 
 
-def test_use_backend_leaves_the_choice_where_the_new_one_cannot_be_used():
+def test_use_backend_leaves_the_choice_if_the_new_one_cannot_be_used():
     use_backend("standin")
     with pytest.raises(BackendUnavailableError):
         use_backend("nowhere")
     assert get_backend().name == "standin"
 
 
-def test_an_unknown_backend_is_told_with_the_choices():
+def test_an_unknown_backend_is_reported_with_the_choices():
     with pytest.raises(BackendUnavailableError, match=r"unknown backend 'tpu': choose one of numpy, cupy, .*auto"):
         get_backend("tpu")
 
 
-def test_a_backend_is_made_once():
+def test_a_backend_is_created_once():
     assert get_backend("numpy") is get_backend("numpy")
 
 
-def test_register_adds_a_backend_and_its_loader_says_why_not(monkeypatch):
+def test_register_adds_a_backend_and_its_loader_explains_failures(monkeypatch):
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
 
     def broken() -> Backend:
@@ -84,10 +84,10 @@ def test_register_adds_a_backend_and_its_loader_says_why_not(monkeypatch):
     assert {"numpy", "standin"} <= set(available_backends())
 
 
-def test_auto_takes_numpy_where_cupy_cannot_be_used_and_says_so(monkeypatch, caplog):
+def test_auto_selects_numpy_if_cupy_cannot_be_used_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
     monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(base, "_told", set())
+    monkeypatch.setattr(base, "_logged", set())
 
     def missing() -> Backend:
         raise BackendUnavailableError("no GPU here")
@@ -96,18 +96,18 @@ def test_auto_takes_numpy_where_cupy_cannot_be_used_and_says_so(monkeypatch, cap
     with caplog.at_level(logging.WARNING):
         assert get_backend("auto").name == "numpy"
         get_backend("auto")
-    assert [record.message for record in caplog.records] == ["DNN_BACKEND=auto takes numpy (no GPU here)"]
+    assert [record.message for record in caplog.records] == ["DNN_BACKEND=auto selects numpy (no GPU here)"]
 
 
-def test_auto_takes_cupy_where_it_works(monkeypatch, caplog):
+def test_auto_selects_cupy_if_it_works(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
     monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(base, "_told", set())
+    monkeypatch.setattr(base, "_logged", set())
     working = get_backend("standin")
     backends.register("cupy", lambda: working)
     with caplog.at_level(logging.WARNING):
         assert get_backend("auto") is working
-    assert "auto takes standin" in caplog.text
+    assert "auto selects standin" in caplog.text
 
 
 @pytest.mark.skipif("cupy" in available_backends(), reason="cupy works here")
@@ -120,7 +120,7 @@ def test_cupy_without_a_gpu_names_the_wheel_the_driver_or_the_device():
 
 
 def test_cupy_without_its_wheel_says_what_to_install():
-    # a fresh interpreter in which there is no cupy, whatever is installed here
+    # a new interpreter without cupy, whatever is installed here
     code = (
         "import sys, importlib.util\n"
         "find = importlib.util.find_spec\n"
@@ -169,6 +169,6 @@ def test_a_backend_describes_itself(backend: Backend):
     np.testing.assert_array_equal(backend.to_numpy(array), np.ones(3))
 
 
-def test_backend_of_refuses_what_is_no_array():
+def test_backend_of_refuses_other_objects():
     with pytest.raises(TypeError, match=r"expected an array of one of numpy, .*got list"):
         backend_of([1, 2])

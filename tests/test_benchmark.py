@@ -1,4 +1,4 @@
-"""The CPU benchmark: its contenders compute the same, and its lines say what was measured."""
+"""The CPU benchmark: its contenders compute the same result, and its output reports the measurements."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SIZES = {"softmax": [6, 5, 4, 3], "sigmoid": [6, 5, 4, 1]}
 
 @pytest.fixture(autouse=True)
 def _own_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The uncompiled NumPy that a comparison registers is gone after it."""
+    """Remove the uncompiled NumPy backend that a comparison registers."""
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
     monkeypatch.setattr(backends, "_loaders", dict(backends._loaders))
 
 
 @pytest.mark.parametrize("optimizer", benchmark.OPTIMIZERS)
 @pytest.mark.parametrize("output", SIZES)
-def test_plain_numpy_does_dnns_steps(output: str, optimizer: str):
+def test_plain_numpy_takes_the_same_steps_as_dnn(output: str, optimizer: str):
     X, Y = peers.batch(SIZES[output], 7, "float64")
     ours = peers.Dnn(SIZES[output], X, Y, optimizer, "numpy", "float64")
     plain = peers.PlainNumpy(ours.weights(), X, Y, optimizer)
@@ -53,7 +53,9 @@ def test_plain_numpy_does_dnns_steps(output: str, optimizer: str):
 @pytest.mark.parametrize(
     ("mode", "needs"), [("plain", None), ("eager", "torch"), ("jax", "jax"), ("sklearn", "sklearn")]
 )
-def test_every_contender_ends_where_dnn_ends(mode: str, needs: str | None, output: str, precision: str, optimizer: str):
+def test_every_contender_reaches_the_same_weights_as_dnn(
+    mode: str, needs: str | None, output: str, precision: str, optimizer: str
+):
     if needs:
         pytest.importorskip(needs)
     every, failed = peers.contenders(SIZES[output], 9, optimizer, "numpy", [mode], precision)
@@ -63,7 +65,7 @@ def test_every_contender_ends_where_dnn_ends(mode: str, needs: str | None, outpu
     assert all(W.dtype == precision for W in every[1].weights())
 
 
-def test_the_plain_model_has_the_assignments_costs():
+def test_the_plain_model_reproduces_the_assignments_costs():
     from dnn.course import L_layer_model
 
     generator = np.random.default_rng(0)
@@ -75,7 +77,7 @@ def test_the_plain_model_has_the_assignments_costs():
 # ------------------------------------------------------------------------------------------------- turns
 
 
-def test_contenders_take_turns_and_who_is_first_changes(monkeypatch):
+def test_contenders_take_turns_in_alternating_order(monkeypatch):
     order: list[str] = []
 
     def turn(contender: Any, n: int, rested: bool = False) -> float:
@@ -89,7 +91,7 @@ def test_contenders_take_turns_and_who_is_first_changes(monkeypatch):
     assert times == {"a": [1e4] * 3, "b": [1e4] * 3}
 
 
-def test_a_turn_has_one_step_that_does_not_count_and_is_within_its_run():
+def test_a_turn_has_one_warm_up_step_and_stays_within_its_run():
     done: list[Any] = []
 
     class Noting(turns.Contender):
@@ -103,7 +105,7 @@ def test_a_turn_has_one_step_that_does_not_count_and_is_within_its_run():
     assert turns.turn(Noting(), 4) > 0 and done == ["begin", 1, 4]
 
 
-def test_ratios_are_taken_round_by_round():
+def test_ratios_are_computed_within_rounds():
     figures = tables.summary({"dnn": [1.0, 10.0, 2.0], "JAX jit": [3.0, 20.0, 8.0]})
     assert figures["dnn"] == {"median": 2.0, "quartiles": [1.5, 6.0], "by dnn": 1.0}
     assert figures["JAX jit"]["by dnn"] == 3.0
@@ -183,7 +185,7 @@ def test_both_sides_take_one_turn_a_round(tmp_path: Path):
     assert words(compare.line(row, sides)) == line
 
 
-def test_sides_that_do_not_compute_the_same_are_not_timed(tmp_path: Path):
+def test_sides_with_different_results_are_not_timed(tmp_path: Path):
     row = compared(checkout(tmp_path / "there"), checkout(tmp_path / "here", weight=1.5))
     assert row["failed"] == "they do not compute the same: weights differ by 0.5 after 5 steps"
     assert "us a step" not in row and words(compare.line(row, [])).endswith("left out: " + row["failed"])
@@ -191,9 +193,9 @@ def test_sides_that_do_not_compute_the_same_are_not_timed(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("start", "why"),
-    [("raise KeyError('W1')", "KeyError: 'W1'"), ("os._exit(3)", r"ended by itself, with 3$")],
+    [("raise KeyError('W1')", "KeyError: 'W1'"), ("os._exit(3)", r"exited unexpectedly, with status 3$")],
 )
-def test_a_side_that_fails_says_so(start: str, why: str, tmp_path: Path):
+def test_a_failing_side_is_reported(start: str, why: str, tmp_path: Path):
     row = compared(checkout(tmp_path / "there", start), checkout(tmp_path / "here"))
     assert re.search(why, row["failed"])
 
@@ -231,7 +233,7 @@ def test_busy_processes_end_with_the_measurement():
 
 def test_busy_processes_do_not_outlive_a_benchmark_that_is_killed():
     program = "import os, benchmark\nwith benchmark.busy(2):\n    os.kill(os.getpid(), 9)"
-    # they hold its standard output: it is at its end when they are
+    # they hold its standard output open: it ends when they do
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "scripts", capture_output=True, timeout=60)
     assert done.returncode == -9
 
@@ -239,7 +241,7 @@ def test_busy_processes_do_not_outlive_a_benchmark_that_is_killed():
 # ---------------------------------------------------------------------------------- start and activations
 
 
-def test_what_a_fresh_process_waits_for():
+def test_start_up_of_a_new_process():
     assert benchmark.fresh_process("import").keys() == {"numpy", "dnn"}
     times = fresh.fits([2, 3, 1], 4)
     assert times["difference"] == times["first fit"] - times["second fit"]
@@ -247,7 +249,7 @@ def test_what_a_fresh_process_waits_for():
         benchmark.fresh_process("fit", "x", "1")
 
 
-def test_an_activation_that_is_not_there_is_left_out(monkeypatch, capsys):
+def test_a_missing_activation_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ACTIVATIONS", ["relu", "tanh", "no such"])
     monkeypatch.setattr(benchmark, "take_turns", lambda every, rounds: {one.name: [len(one.name)] for one in every})
     rows = benchmark.activations(benchmark.parse(["activations", "--optimizer", "sgd"]))
@@ -260,7 +262,7 @@ def test_an_activation_that_is_not_there_is_left_out(monkeypatch, capsys):
 
 
 def made_up(median: float, **more: Any) -> dict[str, Any]:
-    """A TEST FIXTURE: nobody ever measured this."""
+    """A TEST FIXTURE: not a measurement."""
     ratios = {"by dnn": median / 100, "by dnn, plain": median / 200}
     return {"median": median, "quartiles": [median - 1, median + 1]} | ratios | more
 
@@ -287,7 +289,7 @@ def words(line: str) -> str:
     return " ".join(line.split())
 
 
-def test_a_line_a_network_with_what_was_measured():
+def test_each_network_has_a_line_with_its_measurements():
     assert words(benchmark.times_line(ROW)) == (
         "1-2-3, 4, adam, float64 100 [99 101] 200 [199 201] - - 250 [249 251] c 12346 [12345 12347]"
     )
@@ -296,7 +298,7 @@ def test_a_line_a_network_with_what_was_measured():
     assert len(head) == len(line)
 
 
-def test_a_line_of_growth_has_both_growths_and_the_time_of_a_product():
+def test_a_line_of_growth_has_both_ratios_and_the_time_per_product():
     before = ROW | {"flops": 500_000, "us a step": {"dnn": made_up(20.0)}}
     line = benchmark.growth_line(ROW | {"value": 64}, before, ["dnn"], [8, 14, 22, 12, 20])
     assert words(line) == "64 x 4.00 100 [99 101] x 5.00 100.0 ps"
@@ -304,7 +306,7 @@ def test_a_line_of_growth_has_both_growths_and_the_time_of_a_product():
     assert words(line) == "64 100 [99 101] 100.0 ps"
 
 
-def test_threads_have_their_speed_up():
+def test_threads_are_listed_with_their_speed_up():
     by_number = {n: {"us a step": {"dnn": made_up(100.0 / n)}} for n in (1, 2)}
     assert benchmark.threads_lines("1-2-3", by_number) == [["1-2-3", "dnn", "100 (1.00)", "50 (2.00)"]]
 
@@ -315,9 +317,9 @@ def test_threads_have_their_speed_up():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["step"], "no section step: there are steps, epochs, growth, threads, overhead, course,"),
-        (["--peers", "torch,keras"], "no peer keras: there are torch, jax, sklearn"),
-        (["--networks", "1-2"], "no network 1-2: there are 20-64-32-2, 784-256-128-10,"),
+        (["step"], "no section step: choose from steps, epochs, growth, threads, overhead, course,"),
+        (["--peers", "torch,keras"], "no peer keras: choose from torch, jax, sklearn"),
+        (["--networks", "1-2"], "no network 1-2: choose from 20-64-32-2, 784-256-128-10,"),
         (["--threads", "0"], "--threads must be from 1 to"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--busy", "-1"], "--busy must be at least 0, got -1"),
@@ -326,7 +328,7 @@ def test_threads_have_their_speed_up():
         (["compare", "no-such-commit", "steps"], "no commit no-such-commit in "),
     ],
 )
-def test_a_wrong_option_is_told_in_a_line(arguments: list[str], line: str, capsys):
+def test_a_wrong_option_is_reported_in_one_line(arguments: list[str], line: str, capsys):
     with pytest.raises(SystemExit) as ended:
         benchmark.parse(arguments)
     assert ended.value.code == 2 and f"error: {line}" in capsys.readouterr().err.splitlines()[-1]

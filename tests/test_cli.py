@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says where, and how it ends."""
+"""The command line: its files, its output streams and its exit status."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process."""
+    """Run the command in this process."""
 
     def run(*arguments: object) -> Ran:
         capsys.readouterr()
@@ -74,7 +74,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def child(*arguments: object, first: str = "", **settings: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own, after the Python statements in `first`."""
+    """Run the command in a child process, after the Python statements in `first`."""
     command = ["-c", f"import sys\n{first}\nfrom dnn.cli import main\nsys.exit(main())"] if first else ["-m", "dnn"]
     environment = {name: value for name, value in os.environ.items() if name not in ("DNN_BACKEND", "PYTHONUNBUFFERED")}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | settings.pop("env", {})
@@ -106,7 +106,7 @@ def contents() -> dict[str, bytes | None]:
 
 
 def one_complaint(ran: Ran, code: int, *words: str) -> None:
-    """Exit status, nothing on stdout, and one line on stderr that has these words."""
+    """Check the exit status, an empty stdout, and one line on stderr that contains these words."""
     assert ran.code == code, ran
     assert ran.out == ""
     assert ran.err.startswith("dnn") and ran.err.count("\n") == 1 and ran.err.endswith("\n"), ran.err
@@ -114,7 +114,7 @@ def one_complaint(ran: Ran, code: int, *words: str) -> None:
 
 
 def model(run: Run, data: str | None = None, *flags: object) -> str:
-    """A trained model's path."""
+    """Train a model and return its path."""
     ran = run("train", data or two_parts(), "--quiet", "--epochs", 3, "--hidden", 5, "--out", "trained", *flags)
     assert ran.code == 0, ran.err
     return "trained/model.h5"
@@ -123,7 +123,7 @@ def model(run: Run, data: str | None = None, *flags: object) -> str:
 # ---------------------------------------------------------------------------------------------- train
 
 
-def test_train_writes_a_model_and_its_history_and_ends_with_what_they_are_worth(run: Run):
+def test_train_writes_a_model_and_its_history_and_prints_the_measures(run: Run):
     ran = run("train", two_parts(), "--epochs", 4)
     assert ran.code == 0
     assert sorted(contents()) == ["data.h5", "runs", "runs/data", "runs/data/history.csv", "runs/data/model.h5"]
@@ -136,7 +136,7 @@ def test_train_writes_a_model_and_its_history_and_ends_with_what_they_are_worth(
     assert [line.split(":")[0] for line in progress] == ["epoch 1/4", "epoch 4/4"]
 
 
-def test_the_history_has_one_row_an_epoch(run: Run):
+def test_the_history_has_one_row_per_epoch(run: Run):
     model(run, two_parts(), "--validation-split", 0.2)
     header, *rows = csv.reader(Path("trained/history.csv").read_text().splitlines())
     assert header == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
@@ -203,7 +203,7 @@ def test_every_setting_reaches_the_network_and_the_training(run: Run):
     assert [float(row["val_loss"]) for row in rows] == history.history["val_loss"]
 
 
-def test_bytes_are_scaled_unless_told_otherwise(run: Run):
+def test_bytes_are_scaled_unless_input_scale_is_given(run: Run):
     data = two_parts(train_set_x=np.ones((30, 2, 2), np.uint8), test_set_x=np.ones((10, 2, 2), np.uint8))
     assert run("train", data, "--json", "--epochs", 1).summary()["settings"]["input_scale"] == 1 / 255
     flags = ["--input-scale", 1, "--force"]
@@ -249,13 +249,13 @@ def test_the_output_can_be_asked_for(labels, asked, units, run: Run):
 
 
 @pytest.mark.parametrize("labels", [TWO, THREE, VALUES])
-def test_labels_in_a_column_train_what_flat_ones_train(labels, run: Run):
+def test_labels_in_a_column_train_the_same_network_as_flat_ones(labels, run: Run):
     flat = run("train", two_parts("flat.h5", labels), "--json", "--epochs", 2).summary()
     column = run("train", two_parts("column.h5", labels[:, None]), "--json", "--epochs", 2).summary()
     assert flat["train"] == column["train"] and flat["test"] == column["test"]
 
 
-def test_the_test_part_may_be_in_a_file_of_its_own_under_either_name(run: Run):
+def test_the_test_part_may_be_in_a_separate_file_under_either_name(run: Run):
     together = run("train", two_parts(), "--json", "--epochs", 2).summary()
     train = write("train.h5", train_set_x=X[:30], train_set_y=TWO[:30])
     for name in ("test", "train"):
@@ -272,7 +272,7 @@ def test_other_names_are_given_by_x_and_y(run: Run):
     assert len(run("predict", summary["model"], named, "--x", "images").rows()) == 31
 
 
-def test_whole_floats_are_classes_where_the_classes_have_names(run: Run):
+def test_whole_floats_are_classes_if_the_classes_have_names(run: Run):
     labels = np.arange(30) % 3
     named = write("named.h5", train_set_x=X[:30], train_set_y=labels.astype(float), list_classes=[b"a", b"b", b"c"])
     assert run("train", named, "--json", "--epochs", 1).summary()["settings"]["output"] == "softmax"
@@ -280,18 +280,18 @@ def test_whole_floats_are_classes_where_the_classes_have_names(run: Run):
     assert run("train", values, "--json", "--epochs", 1).summary()["settings"]["output"] == "linear"
 
 
-def test_one_seed_trains_one_network(run: Run):
+def test_the_same_seed_trains_the_same_network(run: Run):
     flags = ["--json", "--epochs", 2, "--force"]
     first, again, other = (run("train", two_parts(), *flags, "--seed", seed).summary()["train"] for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_an_existing_model_is_not_replaced_and_nothing_is_trained_to_find_out(run: Run, monkeypatch):
+def test_an_existing_model_is_refused_before_training(run: Run, monkeypatch):
     path = model(run)
     before = contents()
     with monkeypatch.context() as patched:
         patched.setattr("dnn.network.Network.fit", None)
-        one_complaint(run("train", "data.h5", "--out", "trained", "--quiet"), 7, path, "exists already", "--force")
+        one_complaint(run("train", "data.h5", "--out", "trained", "--quiet"), 7, path, "already exists", "--force")
         Path(path).unlink()
         one_complaint(run("train", "data.h5", "--out", "trained", "--quiet"), 7, "history.csv", "exists", "--force")
     Path(path).write_bytes(before[path])
@@ -303,14 +303,14 @@ def test_an_existing_model_is_not_replaced_and_nothing_is_trained_to_find_out(ru
 # -------------------------------------------------------------------------------- evaluate and predict
 
 
-def test_evaluate_agrees_with_what_train_said(run: Run):
+def test_evaluate_agrees_with_train(run: Run):
     summary = run("train", two_parts(labels=THREE), "--json", "--epochs", 3).summary()
     for split, examples in (("train", 30), ("test", 10)):
         ran = run("evaluate", summary["model"], "data.h5", "--split", split, "--json")
         assert ran.summary() == {"data": "data.h5", "split": split, "examples": examples, **summary[split]}
-        told = run("evaluate", summary["model"], "data.h5", "--split", split).out
+        printed = run("evaluate", summary["model"], "data.h5", "--split", split).out
         measures = ", ".join(f"{name} {value:.5f}" for name, value in summary[split].items())
-        assert told == f"{split}: {examples} examples, {measures}\n"
+        assert printed == f"{split}: {examples} examples, {measures}\n"
 
 
 @pytest.mark.parametrize("labels", [TWO, THREE])
@@ -330,7 +330,7 @@ def test_predictions_agree_with_evaluates_accuracy_and_with_python(labels, run: 
     np.testing.assert_allclose([float(row[3]) for row in rows], network.predict_proba(X[30:]).max(axis=1), rtol=1e-6)
 
 
-def test_without_names_the_classes_are_called_by_their_numbers(run: Run):
+def test_without_names_the_classes_are_named_by_their_numbers(run: Run):
     _, *rows = run("predict", model(run), "data.h5").rows()
     assert all(row[1] == row[2] for row in rows)
 
@@ -352,7 +352,7 @@ def test_values_and_several_labels_have_a_column_each(labels, header, run: Run):
     np.testing.assert_allclose(np.array(rows, float)[:, 1:], expected.reshape(10, -1), rtol=1e-6)
 
 
-def test_evaluate_and_predict_take_the_test_part_where_there_is_one(run: Run):
+def test_evaluate_and_predict_use_the_test_part_if_there_is_one(run: Run):
     path = model(run)
     train = write("train.h5", train_set_x=X[:30], train_set_y=TWO[:30])
     for data, flags, examples in (
@@ -365,13 +365,13 @@ def test_evaluate_and_predict_take_the_test_part_where_there_is_one(run: Run):
         assert len(run("predict", path, data, *flags).rows()) == examples + 1
 
 
-def test_predict_takes_a_plain_array(run: Run):
+def test_predict_accepts_a_plain_array(run: Run):
     path = model(run)
     np.save("x.npy", np.asfortranarray(X[30:]))
     assert run("predict", path, "x.npy").rows() == run("predict", path, "data.h5").rows()
 
 
-def test_predict_needs_no_labels_and_evaluate_says_that_it_does(run: Run):
+def test_predict_needs_no_labels_and_evaluate_reports_missing_ones(run: Run):
     path = model(run)
     unlabelled = write("new.h5", test_set_x=X[30:])
     assert run("predict", path, unlabelled).rows() == run("predict", path, "data.h5").rows()
@@ -388,11 +388,11 @@ def test_predictions_can_go_to_a_file_as_csv_or_as_an_array(run: Run):
     np.testing.assert_array_equal(np.load("new/folder/p.npy"), dnn.load(path).predict(X[30:]))
 
 
-def test_predictions_that_are_there_are_replaced_only_by_force(run: Run):
+def test_existing_predictions_are_replaced_only_with_force(run: Run):
     path = model(run)
     Path("p.csv").write_text("mine")
     before = contents()
-    one_complaint(run("predict", path, "data.h5", "--out", "p.csv", "--quiet"), 7, "p.csv", "exists already", "--force")
+    one_complaint(run("predict", path, "data.h5", "--out", "p.csv", "--quiet"), 7, "p.csv", "already exists", "--force")
     assert contents() == before
     assert run("predict", path, "data.h5", "--out", "p.csv", "--force").code == 0
     assert Path("p.csv").read_text().startswith("index,")
@@ -409,14 +409,14 @@ def test_quiet_leaves_nothing_on_stderr(run: Run):
         assert (ran.code, ran.err) == (0, "") and ran.out
 
 
-def test_each_command_says_first_what_it_runs_on(run: Run):
+def test_each_command_first_reports_its_device(run: Run):
     path = model(run, None, "--dtype", "float64")
     for command in ("evaluate", "predict"):
         ran = run(command, path, "data.h5")
         assert ran.err.startswith("backend numpy, CPU (") and ran.err.endswith(", float64\n")
 
 
-def test_the_backend_is_the_flags_else_the_environments(run: Run, monkeypatch):
+def test_the_backend_comes_from_the_flag_else_the_environment(run: Run, monkeypatch):
     path = model(run)
     monkeypatch.setenv("DNN_BACKEND", "standin")
     assert run("evaluate", path, "data.h5").err.startswith("backend standin")
@@ -458,7 +458,7 @@ def test_the_backend_is_the_flags_else_the_environments(run: Run, monkeypatch):
         (["predict", "m.h5", "data.h5", "--split", "half"], ["--split", "'half'"]),
     ],
 )
-def test_wrong_usage_is_told_in_one_line_and_writes_nothing(arguments, words, run: Run):
+def test_wrong_usage_is_reported_in_one_line_and_writes_nothing(arguments, words, run: Run):
     two_parts()
     before = contents()
     quiet = ["--quiet"] if arguments and arguments[0] == "train" else []
@@ -501,7 +501,7 @@ def spoilt(where: str, value: float):
 
 
 def of(**content: Any):
-    """A whole file but for these: None is left out."""
+    """A complete file with these changes; None leaves a data set out."""
 
     def make(path: str) -> None:
         two_parts(path, **{name: values for name, values in content.items() if values is not None})
@@ -514,7 +514,7 @@ def of(**content: Any):
 
 
 def late_damage(name: str):
-    """Compressed, its last chunk overwritten: the file opens well, and a late read fails."""
+    """Compressed data with its last chunk overwritten: the file opens, and a later read fails."""
 
     def make(path: str) -> None:
         with h5py.File(two_parts(path), "r+") as file:
@@ -597,20 +597,23 @@ NO_DATA = {
     "lying labels": (of(train_set_y=TWO[None, :30]), ["(1, 30)", "transpose it"]),
     "lying classes": (of(train_set_y=THREE[None, :30]), ["(1, 30)", "transpose it"]),
     "a cube of labels": (of(train_set_y=TWO[:30, None, None]), ["Y", "(30, 1, 1)"]),
-    "a negative class": (of(train_set_y=TWO[:30] * 2 - 1), ["class numbers from 0 on", "got -1", "--output linear"]),
-    "one class": (of(train_set_y=TWO[:30] * 0), ["all labels are 0", "nothing to tell apart"]),
+    "a negative class": (of(train_set_y=TWO[:30] * 2 - 1), ["class numbers from 0 up", "got -1", "--output linear"]),
+    "one class": (of(train_set_y=TWO[:30] * 0), ["all labels are 0", "at least two classes"]),
     "outside the classes": (
         of(train_set_y=THREE[:30], list_classes=np.array([b"cat", b"dog"])),
         ["label 2", "list_classes names 2"],
     ),
     "one name for two": (of(list_classes=np.array([b"cat"])), ["label 1", "list_classes names 1"]),
-    "prices": (of(train_set_y=THREE[:30] * 250_000), ["500000", "30 examples", "no class numbers", "--output linear"]),
+    "prices": (
+        of(train_set_y=THREE[:30] * 250_000),
+        ["500000", "30 examples", "do not look like class numbers", "--output linear"],
+    ),
     "huge classes": (
         of(train_set_y=THREE[:30].astype("u8") * np.uint64(2**63 - 1)),
-        ["no class numbers", "--output linear"],
+        ["do not look like class numbers", "--output linear"],
     ),
     "values not finite": (of(train_set_y=np.where(TWO[:30], np.nan, 0.5)), ["Y", "finite", "nan"]),
-    "names in a table": (of(list_classes=np.array([[b"a", b"b"]])), ["list_classes", "one name a class", "(1, 2)"]),
+    "names in a table": (of(list_classes=np.array([[b"a", b"b"]])), ["list_classes", "one name per class", "(1, 2)"]),
     "an external link": (linked(h5py.ExternalLink("secret.h5", "x")), ["train_set_x", "link to elsewhere", "refused"]),
     "a soft link": (linked(h5py.SoftLink("/here")), ["train_set_x", "link to elsewhere", "refused"]),
     "a virtual data set": (virtual, ["train_set_x", "in another file", "refused"]),
@@ -629,7 +632,7 @@ NO_DATA = {
 
 
 @pytest.mark.parametrize("bad", NO_FILES | NO_DATA)
-def test_bad_data_is_told_before_any_training_and_leaves_the_old_model_as_it_was(bad, run: Run, monkeypatch):
+def test_bad_data_is_reported_before_training_and_leaves_the_old_model_unchanged(bad, run: Run, monkeypatch):
     make, words = (NO_FILES | NO_DATA)[bad]
     make("bad.h5")
     Path("old").mkdir()
@@ -643,7 +646,7 @@ def test_bad_data_is_told_before_any_training_and_leaves_the_old_model_as_it_was
 
 
 @pytest.mark.parametrize("bad", NO_FILES)
-def test_evaluate_and_predict_refuse_what_is_no_file_of_data(bad, run: Run):
+def test_evaluate_and_predict_refuse_invalid_data_files(bad, run: Run):
     make, words = NO_FILES[bad]
     path = model(run)
     make("bad.h5")
@@ -671,20 +674,20 @@ def zipped(path: str) -> None:
 NO_ARRAYS = {name: (make, words) for name, (make, words) in NO_FILES.items() if name not in ("text", "truncated")} | {
     "text": (raw(b"1,2,3,4"), ["not a .npy file", "numpy.save"]),
     "zipped": (zipped, ["not a .npy file"]),
-    "half": (half_an_array, ["not a whole, plain array"]),
-    "a broken head": (raw(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}"), ["not a whole, plain array"]),
-    "objects": (array(np.array([[1, None]])), ["not a whole, plain array", "allow_pickle"]),
+    "half": (half_an_array, ["expected a complete, plain array"]),
+    "a broken head": (raw(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}"), ["expected a complete, plain array"]),
+    "objects": (array(np.array([[1, None]])), ["expected a complete, plain array", "allow_pickle"]),
     "words": (array(np.array([["a", "b", "c", "d"]])), ["X", "expected numbers", "<U1"]),
     "three features": (array(X[:, :3]), ["layer 1", "X", "(40, 3)", "(5, 4)", "give 4 features"]),
     "one example": (array(X[0]), ["X", "(4,)", "reshape(1, -1)"]),
     "none": (array(X[:0]), ["X", "at least one example"]),
     "nan": (array(np.where(X[2, 1] == X, np.nan, X)), ["X", "nan", "example 2, feature 1"]),
-    "bytes": (array(np.ones((2, 4), np.uint8)), ["X", "no bytes, unscaled", "uint8", "convert X"]),
+    "bytes": (array(np.ones((2, 4), np.uint8)), ["X", "other than bytes, unscaled", "uint8", "convert X"]),
 }
 
 
 @pytest.mark.parametrize("bad", NO_ARRAYS)
-def test_predict_refuses_what_is_no_array_of_examples(bad, run: Run):
+def test_predict_refuses_invalid_arrays(bad, run: Run):
     make, words = NO_ARRAYS[bad]
     path = model(run)
     make("bad.npy")
@@ -708,7 +711,7 @@ def test_wrong_features_and_wrong_bytes_are_refused_at_evaluate_and_predict(run:
     path = model(run)
     for bad, words in (
         (X[:, :3], ["layer 1", "X", "(40, 3)", "W1 (5, 4)", "give 4 features"]),
-        (np.ones((40, 4), np.uint8), ["trained on numbers that are no bytes", "uint8"]),
+        (np.ones((40, 4), np.uint8), ["trained on numbers other than bytes", "uint8"]),
     ):
         data = write("other.h5", test_set_x=bad, test_set_y=TWO)
         one_complaint(run("evaluate", path, data, "--quiet"), 3, *words)
@@ -716,7 +719,7 @@ def test_wrong_features_and_wrong_bytes_are_refused_at_evaluate_and_predict(run:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_part_that_is_not_there_is_told(split, run: Run):
+def test_a_missing_part_is_reported(split, run: Run):
     path = model(run)
     other = {"train": "test", "test": "train"}[split]
     data = write("half.h5", **{f"{other}_set_x": X, f"{other}_set_y": TWO})
@@ -724,7 +727,7 @@ def test_a_part_that_is_not_there_is_told(split, run: Run):
         one_complaint(run(command, path, data, "--split", split, "--quiet"), 3, "half.h5", f"no {split} part")
 
 
-def test_names_from_a_file_cannot_break_the_line_or_steer_the_terminal(run: Run):
+def test_names_from_a_file_cannot_break_the_line_or_control_the_terminal(run: Run):
     write("bad.h5", **{"a\nb\x1b[2J": X})
     one_complaint(run("train", "bad.h5", "--quiet"), 3, "the file has a\\nb\\x1b[2J;")
 
@@ -764,14 +767,14 @@ BAD_MODELS = {
 } | {
     "a data file": (data_instead, ["not a model of dnn"]),
     "newer": (newer, ["model format 2", "reads 1"]),
-    "wrong shape": (wrong_shape, ["layer 2", "parameters/W2", "(5, 1)", "(1, 5)", "save it again"]),
+    "wrong shape": (wrong_shape, ["layer 2", "parameters/W2", "(5, 1)", "(1, 5)", "save the model again"]),
     "huge classes": (huge_classes, ["classes", "not stored in full"]),
     "endless scale": (endless_scale, ["architecture cannot be used"]),
 }
 
 
 @pytest.mark.parametrize("bad", BAD_MODELS)
-def test_a_bad_model_file_is_told_in_one_line(bad, run: Run):
+def test_a_bad_model_file_is_reported_in_one_line(bad, run: Run):
     make, words = BAD_MODELS[bad]
     path = model(run)
     make(path)
@@ -784,7 +787,7 @@ def test_a_bad_model_file_is_told_in_one_line(bad, run: Run):
 # ------------------------------------------------------------------------------ backends, losses, outputs
 
 
-def test_an_unknown_backend_is_told_with_the_choices(run: Run, monkeypatch):
+def test_an_unknown_backend_is_reported_with_the_choices(run: Run, monkeypatch):
     path = model(run)
     before = contents()
     commands = (["train", "data.h5"], ["evaluate", path, "data.h5"], ["predict", path, "data.h5"])
@@ -796,7 +799,7 @@ def test_an_unknown_backend_is_told_with_the_choices(run: Run, monkeypatch):
     assert contents() == before
 
 
-def test_cupy_without_a_gpu_is_told_with_what_is_missing(run: Run):
+def test_cupy_without_a_gpu_is_reported_with_what_is_missing(run: Run):
     if "cupy" in backends.available_backends():
         pytest.skip("there is a GPU that cupy can use: nothing to complain of")
     two_parts()
@@ -809,8 +812,8 @@ def test_cupy_without_a_gpu_is_told_with_what_is_missing(run: Run):
 
 @pytest.mark.parametrize("epochs", [1, 5])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_loss_that_is_no_longer_finite_ends_the_training(optimizer, epochs, run: Run):
-    """With one epoch it is the last update that spoils the weights: no loss of the training itself shows it."""
+def test_a_non_finite_loss_ends_the_training(optimizer, epochs, run: Run):
+    """With one epoch, the last update makes the weights non-finite, which no training loss shows."""
     path = model(run)
     before = contents()
     flags = ["--learning-rate", 1e38, "--optimizer", optimizer, "--epochs", epochs, "--quiet", "--force"]
@@ -821,12 +824,12 @@ def test_a_loss_that_is_no_longer_finite_ends_the_training(optimizer, epochs, ru
     assert contents() == before and dnn.load(path)
 
 
-def test_evaluate_gives_no_number_that_is_none(run: Run):
+def test_evaluate_reports_a_non_finite_loss_as_an_error(run: Run):
     network = dnn.Network([4, 1], output="linear")
     network.parameters["W1"] = np.full((1, 4), 3e38)
     network.save("model.h5")
     data = write("data.h5", test_set_x=X, test_set_y=VALUES)
-    one_complaint(run("evaluate", "model.h5", data, "--json", "--quiet"), 6, "the loss of test")
+    one_complaint(run("evaluate", "model.h5", data, "--json", "--quiet"), 6, "the loss on test")
 
 
 @pytest.mark.parametrize(
@@ -839,7 +842,7 @@ def test_evaluate_gives_no_number_that_is_none(run: Run):
         ("x" * 300, ["cannot be written", "too long"]),
     ],
 )
-def test_a_place_that_cannot_be_written_is_told_before_any_training(out, words, run: Run, monkeypatch):
+def test_an_unwritable_output_is_reported_before_training(out, words, run: Run, monkeypatch):
     two_parts()
     Path("folder/model.h5").mkdir(parents=True)
     monkeypatch.setattr("dnn.network.Network.fit", None)
@@ -857,7 +860,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_training(out, words, 
         ("", ["cannot be written"]),
     ],
 )
-def test_predictions_that_cannot_be_written_are_told(out, words, run: Run):
+def test_unwritable_predictions_are_reported(out, words, run: Run):
     path = model(run)
     Path("folder").mkdir()
     before = contents()
@@ -882,7 +885,7 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_model_and_nothing_else(fail
     assert contents() == before
 
 
-def test_an_unexpected_error_is_one_line_too_and_debug_shows_where(run: Run, monkeypatch):
+def test_an_unexpected_error_takes_one_line_and_debug_shows_the_traceback(run: Run, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
@@ -894,7 +897,7 @@ def test_an_unexpected_error_is_one_line_too_and_debug_shows_where(run: Run, mon
     assert ran.code == 3 and "Traceback" in ran.err and ran.err.endswith("missing.h5: no such file\n")
 
 
-def test_too_little_memory_is_told_in_one_line(run: Run, monkeypatch):
+def test_insufficient_memory_is_reported_in_one_line(run: Run, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 9 EiB")
 
@@ -902,7 +905,7 @@ def test_too_little_memory_is_told_in_one_line(run: Run, monkeypatch):
     one_complaint(run("train", two_parts(), "--quiet"), 5, "not enough memory", "9 EiB")
 
 
-# ------------------------------------------------------------------------------- in a process of its own
+# ------------------------------------------------------------------------------- in a separate process
 
 
 def test_the_three_commands_as_processes_keep_data_and_messages_apart():
@@ -917,10 +920,10 @@ def test_the_three_commands_as_processes_keep_data_and_messages_apart():
     one_complaint(ran, 3, "missing.h5: no such file")
 
 
-def test_what_auto_takes_is_told_unless_quiet():
+def test_the_choice_of_auto_is_reported_unless_quiet():
     two_parts()
-    told = run_child("train", "data.h5", "--backend", "auto", "--epochs", 1)
-    assert told.code == 0 and "auto takes " in told.err.splitlines()[0]
+    ran = run_child("train", "data.h5", "--backend", "auto", "--epochs", 1)
+    assert ran.code == 0 and "auto selects " in ran.err.splitlines()[0]
     quiet = run_child("train", "data.h5", "--backend", "auto", "--epochs", 1, "--quiet", "--force")
     assert (quiet.code, quiet.err) == (0, "")
 
@@ -928,7 +931,7 @@ def test_what_auto_takes_is_told_unless_quiet():
 def test_ctrl_c_ends_a_training_with_130_and_leaves_nothing():
     two_parts()
     before = contents()
-    # a shell that starts the tests in the background has them ignore the signal, and children inherit that
+    # a shell that runs the tests in the background makes them ignore the signal, and children inherit that
     first = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     with child("train", "data.h5", "--epochs", 10**8, first=first) as process:
         for line in process.stderr:
@@ -953,7 +956,7 @@ def test_a_file_size_limit_leaves_the_old_model_and_nothing_else(out, run: Run):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_stdout_that_is_full_is_told_once(unbuffered, run: Run):
+def test_a_full_stdout_is_reported_once(unbuffered, run: Run):
     path = model(run)
     with open("/dev/full", "w") as full:
         for command in (["evaluate", path, "data.h5"], ["predict", path, "data.h5"]):
@@ -961,14 +964,14 @@ def test_stdout_that_is_full_is_told_once(unbuffered, run: Run):
             one_complaint(ran, 7, "standard output", "No space left")
 
 
-def test_version_on_a_full_stdout_is_told_once():
+def test_version_on_a_full_stdout_is_reported_once():
     with open("/dev/full", "w") as full:
         one_complaint(run_child("--version", stdout=full), 7, "standard output", "No space left")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_stdout_that_fills_up_midway_is_no_success(unbuffered, run: Run):
-    """Unbuffered, Python passes over a write that the system took a part of."""
+def test_stdout_that_fills_up_midway_is_an_error(unbuffered, run: Run):
+    """Unbuffered, Python ignores a partial write."""
     path = model(run)
     np.save("x.npy", np.tile(X, (100, 1)))
     first = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
@@ -978,7 +981,7 @@ def test_stdout_that_fills_up_midway_is_no_success(unbuffered, run: Run):
     one_complaint(ran, 7, "standard output", "File too large")
 
 
-def test_a_reader_that_leaves_early_is_one_line(run: Run):
+def test_a_closed_pipe_is_reported_in_one_line(run: Run):
     path = model(run)
     np.save("x.npy", np.tile(X, (500, 1)))
     with child("predict", path, "x.npy", "--quiet") as process:
@@ -988,7 +991,7 @@ def test_a_reader_that_leaves_early_is_one_line(run: Run):
     one_complaint(Ran(process.returncode, "", err), 7, "standard output", "Broken pipe")
 
 
-def test_closed_streams_are_no_crash_and_messages_never_become_data(run: Run):
+def test_closed_streams_do_not_crash_and_messages_never_go_to_stdout(run: Run):
     path = model(run)
     expected = run("predict", path, "data.h5").out
     shell = [sys.executable, "-m", "dnn", "predict", path, "data.h5"]
@@ -1001,21 +1004,21 @@ def test_closed_streams_are_no_crash_and_messages_never_become_data(run: Run):
     one_complaint(Ran(done.returncode, done.stdout, done.stderr), 7, "standard output", "closed")
 
 
-def test_a_terminal_that_cannot_show_a_name_still_gets_the_rest(run: Run):
+def test_names_that_the_terminal_cannot_encode_are_escaped(run: Run):
     data = two_parts(list_classes=np.array([b"chien", "été".encode()]))
     path = model(run, data)
     ran = run_child("predict", path, data, "--quiet", env={"PYTHONIOENCODING": "ascii"})
     assert {row[2] for row in ran.rows()[1:]} <= {"chien", "\\xe9t\\xe9"} and len(ran.rows()) == 11
 
 
-def test_a_file_that_another_program_writes_is_told_as_that():
+def test_a_file_being_written_by_another_program_is_reported_as_such():
     two_parts()
     with h5py.File("data.h5", "r+"):
         ran = run_child("train", "data.h5", "--quiet", env={"HDF5_USE_FILE_LOCKING": "TRUE"})
     one_complaint(ran, 3, "data.h5", "another program writes it")
 
 
-def test_the_number_of_threads_holds_for_the_command_and_no_longer(run: Run, monkeypatch):
+def test_the_number_of_threads_applies_only_during_the_command(run: Run, monkeypatch):
     from dnn.backends.codegen import threads
 
     seen, evaluate = [], dnn.Network.evaluate
@@ -1031,4 +1034,4 @@ def test_the_number_of_threads_holds_for_the_command_and_no_longer(run: Run, mon
     assert run("evaluate", path, "data.h5", "--threads", 2).code == 0
     assert run("evaluate", path, "data.h5").code == 0
     assert seen == [3, 3, 2, 5] and os.environ["DNN_NUM_THREADS"] == "5"
-    one_complaint(run("evaluate", path, "data.h5", "--threads", "none"), 2, "expected a whole number from 1 on")
+    one_complaint(run("evaluate", path, "data.h5", "--threads", "none"), 2, "expected a whole number of at least 1")

@@ -167,7 +167,7 @@ def test_the_blas_has_the_runs_threads_operation_by_operation(monkeypatch):
 
 
 def test_an_llvmlite_that_cannot_be_used_costs_speed_not_the_training(caplog, monkeypatch):
-    monkeypatch.setattr(base, "_told", set())
+    monkeypatch.setattr(base, "_logged", set())
 
     def broken(dtype):
         raise OSError("libllvmlite.so: cannot open shared object file")

@@ -1,4 +1,4 @@
-"""The assignment's functions: its printed digits, its shapes and caches, and what it leaves to the caller."""
+"""The assignment's functions: printed digits, shapes, caches, and behaviour that the assignment leaves open."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dnn.backends import Backend, get_backend, use_backend
 from dnn.errors import DataError
 
 PRINTED = 5e-9
-"""Half a unit of the last printed digit."""
+"""Half a unit in the last printed digit."""
 
 
 # ---------------------------------------------------------------------------------- the printed digits
 
 
 @pytest.mark.parametrize("case", EXPECTED, ids=lambda case: case.__name__)
-def test_gives_the_assignments_printed_digits(case, backend: Backend):
+def test_reproduces_the_assignments_printed_digits(case, backend: Backend):
     with use_backend(backend.name):
         results = case(backend.asarray)
     for name, expected in EXPECTED[case].items():
@@ -103,7 +103,7 @@ def test_two_layer_model_gives_the_published_accuracies(cats, capsys):
 
 
 def small_functions(X, Y, parameters, learning_rate: float, iterations: int):
-    """What the two models do, by the assignment's small functions."""
+    """The two models, written with the assignment's small functions."""
     costs = []
     for _ in range(iterations):
         AL, caches = course.L_model_forward(X, parameters)
@@ -113,7 +113,7 @@ def small_functions(X, Y, parameters, learning_rate: float, iterations: int):
 
 
 @pytest.mark.parametrize("sizes", [(6, 4, 1), (6, 5, 4, 1)])
-def test_the_models_do_what_the_small_functions_do(sizes, backend: Backend):
+def test_the_models_agree_with_the_small_functions(sizes, backend: Backend):
     X, Y = draws(0, (6, 9))[0], (np.arange(9) % 2).reshape(1, 9)
     legacy, parameters = np.random.RandomState(1), {}
     for layer, (n_in, n_out) in enumerate(pairwise(sizes), start=1):
@@ -145,13 +145,13 @@ def test_costs_are_floats_at_every_hundredth_iteration_and_the_last(iterations, 
     assert [float(line.split(":")[1]) for line in lines] == costs
 
 
-def test_the_models_take_real_valued_labels():
+def test_the_models_accept_real_valued_labels():
     X, Y = draws(0, (3, 5))[0], np.array([[0.1, 0.9, 0.5, 0.0, 1.0]])
     _, costs = course.L_layer_model(X, Y, [3, 4, 1], num_iterations=200, learning_rate=0.5)
     assert costs[-1] < costs[0]
 
 
-def test_the_models_refuse_what_does_not_fit():
+def test_the_models_refuse_mismatched_shapes():
     X, Y = np.ones((3, 5)), np.ones((1, 5))
     with pytest.raises(DataError, match=r"Y: expected shape \(1, 5\)"):
         course.L_layer_model(X, Y.T, [3, 4, 1])
@@ -205,7 +205,7 @@ def test_caches_and_gradients_have_the_assignments_names_and_shapes(backend: Bac
     assert [grads[f"dA{layer}"].shape for layer in range(3)] == [(5, 7), (4, 7), (3, 7)]
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_agree_with_finite_differences():
     X, Y, parameters = small_problem(get_backend("numpy"))
     AL, caches = course.L_model_forward(X, parameters)
     grads = course.L_model_backward(AL, Y, caches)
@@ -224,7 +224,7 @@ def test_gradients_are_those_of_finite_differences():
             assert grads[f"d{name}"][place] == pytest.approx(slope, abs=1e-8), (name, place)
 
 
-def test_a_sure_right_answer_costs_nothing_and_a_sure_wrong_one_infinity(backend: Backend):
+def test_a_certain_right_prediction_costs_zero_and_a_certain_wrong_one_infinity(backend: Backend):
     def cost(AL, Y) -> float:
         return float(course.compute_cost(backend.asarray(np.array([AL])), backend.asarray(np.array([Y]))))
 
@@ -243,7 +243,7 @@ def test_where_the_sigmoid_has_saturated_the_gradient_is_its_limit(Z, y, backend
     assert grads["db1"].item() == pytest.approx(AL.item() - y, abs=1e-3 if Z == 30.0 else 0)
 
 
-def test_relu_and_sigmoid_take_any_shape_and_are_finite_at_the_ends(backend: Backend):
+def test_relu_and_sigmoid_accept_any_shape_and_are_finite_at_the_extremes(backend: Backend):
     Z = backend.asarray(np.array([[[-1e308, -1.0], [0.0, 1e308]]]))
     A, cache = course.sigmoid(Z)
     assert cache is Z and A.shape == (1, 2, 2)
@@ -274,17 +274,17 @@ def test_predict_gives_zeros_and_ones_and_prints_the_accuracy(backend: Backend, 
     parameters = {"W1": backend.asarray(np.array([[1.0]])), "b1": backend.asarray(np.array([[0.0]]))}
     X, y = backend.asarray(np.array([[-1.0, 0.0, 1.0, 2.0]])), backend.asarray(np.array([[0, 1, 1, 1]]))
     p = course.predict(X, y, parameters)
-    # one half is no more than one half
+    # one half is not above one half
     np.testing.assert_array_equal(backend.to_numpy(p), [[0, 0, 1, 1]])
     assert capsys.readouterr().out == "Accuracy: 0.75\n"
 
 
-def test_print_grads_prints_three_of_them(capsys):
+def test_print_grads_prints_three_gradients(capsys):
     course.print_grads({"dW1": np.ones((1, 2)), "db1": np.zeros((1, 1)), "dA1": np.full((1, 2), 0.5), "dW2": None})
     assert capsys.readouterr().out == "dW1 = [[1. 1.]]\ndb1 = [[0.]]\ndA1 = [[0.5 0.5]]\n"
 
 
-def test_load_data_gives_the_assignments_five(tmp_path: Path, backend: Backend):
+def test_load_data_returns_the_assignments_five_arrays(tmp_path: Path, backend: Backend):
     for split, m in (("train", 4), ("test", 2)):
         with h5py.File(tmp_path / f"{split}.h5", "w") as file:
             file[f"{split}_set_x"] = np.arange(m * 12, dtype=np.uint8).reshape(m, 2, 2, 3)

@@ -1,4 +1,4 @@
-"""Data at the door: what X, Y and a data file may be, and the one clear line for what they may not."""
+"""Input validation: what X, Y and a data file may be, and the one-line error for everything else."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def network_of(output: str = "sigmoid", units: int = 1, **settings) -> dnn.Netwo
 
 
 def as_a_batch(network: dnn.Network, given) -> np.ndarray:
-    """These examples as the first layer sees them."""
+    """These examples as they reach the first layer."""
     examples = prepare(network, given)
     loaded = in_place(network.backend, examples, np.arange(examples.m), network.dtype)
     return network.backend.to_numpy(loaded.X)
 
 
 class Frame:
-    """What the door knows of pandas: to_numpy, and nothing else that is an array's."""
+    """All that the input code uses of pandas: to_numpy, and no attribute of an array."""
 
     def __init__(self, values):
         self._values = np.asarray(values)
@@ -80,7 +80,7 @@ def test_every_form_of_the_same_examples_is_the_same_array(given, dtype, backend
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "uint16", "int64", "uint64", "float16", "float32", "f16"])
-def test_numbers_that_are_no_bytes_are_not_scaled(dtype, backend: Backend):
+def test_numbers_other_than_bytes_are_not_scaled(dtype, backend: Backend):
     whole = np.arange(24).reshape(6, 4).astype(dtype)
     network = network_of(backend=backend.name)
     network.fit(whole, Y, epochs=1)
@@ -88,7 +88,7 @@ def test_numbers_that_are_no_bytes_are_not_scaled(dtype, backend: Backend):
     np.testing.assert_array_equal(backend.to_numpy(prepare(network, whole).X), whole.astype("float32"))
 
 
-def test_a_pandas_frame_is_taken():
+def test_a_pandas_frame_is_accepted():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X, columns=list("abcd"), index=range(10, 16))
     np.testing.assert_array_equal(prepare(network_of(dtype="float64"), frame).X, X)
@@ -116,10 +116,10 @@ def test_a_scale_that_was_given_holds_for_bytes_and_numbers_alike(backend: Backe
     ("trained", "asked", "words"),
     [
         (np.uint8, np.float32, ("uint8, scaled by 1/255", "float32", "give uint8")),
-        (np.float32, np.uint8, ("no bytes, unscaled", "uint8", "convert X")),
+        (np.float32, np.uint8, ("other than bytes, unscaled", "uint8", "convert X")),
     ],
 )
-def test_bytes_for_a_network_of_numbers_or_the_reverse_are_refused_naming_both(trained, asked, words):
+def test_bytes_for_a_network_trained_on_numbers_or_the_reverse_are_refused_naming_both(trained, asked, words):
     network = network_of()
     network.fit(np.ones((6, 4), trained), Y, epochs=1)
     for use in (network.predict, network.predict_proba, lambda given: network.evaluate(given, Y)):
@@ -130,7 +130,7 @@ def test_bytes_for_a_network_of_numbers_or_the_reverse_are_refused_naming_both(t
         network.fit(np.ones((6, 4), asked), Y, epochs=1)
 
 
-def test_many_chunks_give_what_one_gives(monkeypatch):
+def test_many_chunks_give_the_same_result_as_one(monkeypatch):
     whole = prepare(network_of(), X).X
     monkeypatch.setattr(examples, "CHUNK", 9)  # two examples and a bit
     np.testing.assert_array_equal(prepare(network_of(), X).X, whole)
@@ -155,7 +155,7 @@ def test_an_array_that_needs_no_conversion_is_not_copied_and_none_is_changed():
 
 
 class Sparse:
-    """What the door knows of a sparse matrix."""
+    """All that the input code uses of a sparse matrix."""
 
     shape, dtype = (6, 4), np.dtype(float)
 
@@ -192,7 +192,7 @@ class Sparse:
         (Sparse(), ("dense", "Sparse", "X.toarray()")),
     ],
 )
-def test_what_is_no_set_of_examples_is_refused_in_one_line(given, words):
+def test_invalid_examples_are_refused_in_one_line(given, words):
     network = network_of()
     for use in (network.predict, lambda X: network.evaluate(X, Y), lambda X: network.fit(X, Y)):
         with pytest.raises(DataError) as error:
@@ -201,12 +201,12 @@ def test_what_is_no_set_of_examples_is_refused_in_one_line(given, words):
         assert "\n" not in str(error.value)
 
 
-def test_numbers_whose_sum_overflows_are_finite_all_the_same():
+def test_finite_numbers_whose_sum_overflows_are_accepted():
     large = np.full((6, 4), 3e38, np.float32)
     np.testing.assert_array_equal(prepare(network_of(), large).X, large)
 
 
-def test_more_than_the_machine_can_hold_is_refused_before_it_is_tried(tmp_path: Path):
+def test_data_larger_than_memory_is_refused_before_allocation(tmp_path: Path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         declared = file.create_dataset("x", (10**12, 4), "u1", chunks=(1000, 4))
         declared[0] = 1
@@ -215,7 +215,7 @@ def test_more_than_the_machine_can_hold_is_refused_before_it_is_tried(tmp_path: 
 
 
 @pytest.mark.parametrize("validation", [{"validation_data": (X, Y)}, {"validation_split": 0.999}])
-def test_a_fit_whose_validation_was_refused_decides_nothing(validation):
+def test_a_fit_with_invalid_validation_data_leaves_the_scaling_undecided(validation):
     network = network_of()
     with pytest.raises(DataError):
         network.fit(np.ones((6, 4), np.uint8), Y, **validation)
@@ -232,8 +232,8 @@ def test_bytes_are_scaled_before_the_first_fit_as_after_it():
 
 
 @pytest.mark.parametrize("refused", ["labels", "numbers"])
-def test_a_fit_that_was_refused_decides_nothing(refused):
-    """The scaling is that of the first data trained on, not of the first that was tried."""
+def test_a_refused_fit_leaves_the_scaling_undecided(refused):
+    """The scaling comes from the first data trained on, not from the first data passed."""
     network = network_of()
     with pytest.raises(DataError):
         if refused == "labels":
@@ -250,7 +250,7 @@ def test_a_fit_that_was_refused_decides_nothing(refused):
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "uint64", "float16", "float64", ">i4"])
 @pytest.mark.parametrize(("output", "units"), [("sigmoid", 1), ("softmax", 2), ("linear", 1)])
-def test_one_label_an_example_may_be_flat_or_a_column_of_any_dtype(output, units, dtype, shape, backend: Backend):
+def test_one_label_per_example_may_be_flat_or_a_column_of_any_dtype(output, units, dtype, shape, backend: Backend):
     network = network_of(output, units, backend=backend.name)
     targets = prepare(network, X, Y.astype(dtype).reshape(shape)).targets
     assert backend.owns(targets) and targets.shape == (6, 1)
@@ -267,7 +267,7 @@ def test_classes_may_come_in_many_forms(given):
     np.testing.assert_array_equal(prepare(network_of("softmax", 2), X, given).targets[:, 0], Y)
 
 
-def test_several_labels_and_several_values_are_taken_as_they_are():
+def test_several_labels_and_several_values_are_used_unchanged():
     given = GENERATOR.random((6, 3))
     for output in ("sigmoid", "linear"):
         np.testing.assert_array_equal(prepare(network_of(output, 3, dtype="float64"), X, given).targets, given)
@@ -281,13 +281,13 @@ def test_one_example_may_have_one_row_of_labels():
 @pytest.mark.parametrize(
     ("output", "units", "given", "words"),
     [
-        ("sigmoid", 1, Y[None], ("one label a row", "(1, 6)", "transpose it", "Y.T")),
+        ("sigmoid", 1, Y[None], ("one label per row", "(1, 6)", "transpose it", "Y.T")),
         ("softmax", 3, Y[None], ("(1, 6)", "transpose it")),
         ("linear", 1, X[:, :1].T, ("(1, 6)", "transpose it")),
         ("sigmoid", 1, Y[:5], ("6 labels", "as many as X", "got 5")),
         ("sigmoid", 1, np.r_[Y, 0], ("6 labels", "got 7")),
-        ("sigmoid", 1, [], ("one label an example", "empty", "(0,)")),
-        ("sigmoid", 1, 1, ("one label an example", "()")),
+        ("sigmoid", 1, [], ("one label per example", "(0,)")),
+        ("sigmoid", 1, 1, ("one label per example", "()")),
         ("sigmoid", 1, None, ("Y", "expected numbers", "objects")),
         ("softmax", 2, None, ("Y", "expected numbers", "objects")),
         ("linear", 1, None, ("Y", "expected numbers", "objects")),
@@ -306,8 +306,8 @@ def test_one_example_may_have_one_row_of_labels():
         ("softmax", 2, Y * 0.5, ("whole class numbers", "got 0.5")),
         ("softmax", 2, np.where(Y, np.nan, 0), ("whole class numbers", "got nan")),
         ("softmax", 2, np.where(Y, np.inf, 0), ("whole class numbers", "got inf")),
-        ("softmax", 2, np.ones((6, 2)), ("one 1", "one-hot", "(6, 2)")),
-        ("softmax", 2, np.full((6, 2), 0.5), ("one 1", "one-hot")),
+        ("softmax", 2, np.ones((6, 2)), ("a single 1", "one-hot", "(6, 2)")),
+        ("softmax", 2, np.full((6, 2), 0.5), ("a single 1", "one-hot")),
         ("softmax", 2, np.eye(3)[Y], ("2 units", "(6,)", "(6, 2)", "(6, 3)")),
         ("softmax", 2, Y.reshape(6, 1, 1), ("2 units", "(6, 1, 1)")),
         ("linear", 1, X[:, :2], ("layer 2", "1 linear unit,", "(6, 1)", "(6, 2)")),
@@ -327,7 +327,7 @@ def test_labels_that_do_not_fit_the_output_are_refused_in_one_line(output, units
     np.testing.assert_array_equal(network.parameters.flat, before)
 
 
-def test_what_is_wrong_with_validation_data_is_said_of_it():
+def test_errors_in_validation_data_name_it():
     network = network_of()
     with pytest.raises(DataError, match="X of validation_data: expected finite"):
         network.fit(X, Y, validation_data=(X * np.nan, Y))
@@ -379,13 +379,13 @@ def test_hdf5_data_sets_train_and_predict_as_arrays_do(tmp_path: Path, backend: 
 
 
 @pytest.mark.parametrize(("kept", "gone"), [("train", "test"), ("test", "train")])
-def test_a_part_that_is_absent_is_none(kept, gone, tmp_path: Path):
+def test_a_missing_part_is_none(kept, gone, tmp_path: Path):
     content = {name: values for name, values in WHOLE.items() if name.startswith(kept)}
     with dnn.open_dataset(write(tmp_path / "part.h5", **content)) as data:
         assert getattr(data, gone) is None and getattr(data, kept) is not None and data.classes is None
 
 
-def test_a_part_may_lack_its_labels_until_they_are_asked_for(tmp_path: Path):
+def test_a_part_may_lack_labels_until_they_are_used(tmp_path: Path):
     path = write(tmp_path / "new.h5", test_set_x=X)
     with dnn.open_dataset(path) as data:
         assert data.test.X.shape == (6, 4) and "no labels" in repr(data)
@@ -411,7 +411,7 @@ def test_examples_can_be_named_without_labels_but_not_labels_alone(tmp_path: Pat
         dnn.open_dataset(path, y="b")
 
 
-def test_a_closed_file_gives_nothing_more_and_can_be_replaced(tmp_path: Path):
+def test_a_closed_file_cannot_be_read_and_can_be_replaced(tmp_path: Path):
     path = write(tmp_path / "a.h5", **WHOLE)
     with dnn.open_dataset(path) as data:
         pass
@@ -434,7 +434,7 @@ def test_a_closed_file_gives_nothing_more_and_can_be_replaced(tmp_path: Path):
     ],
     ids=["bytes", "text", "numbers"],
 )
-def test_class_names_are_text_whatever_the_file_has(names, expected, tmp_path: Path):
+def test_class_names_are_text_whatever_the_file_stores(names, expected, tmp_path: Path):
     with dnn.open_dataset(write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, list_classes=names)) as data:
         assert data.classes == expected
 
@@ -491,7 +491,7 @@ def declared(name: str, shape: tuple[int, ...], dtype: str):
 
 
 def damaged_chunk(name: str):
-    """Compressed data with its last chunk overwritten: the file opens well, and a late read fails."""
+    """Compressed data with its last chunk overwritten: the file opens, and a later read fails."""
 
     def make(path: Path) -> None:
         content = {"train_set_x": X, "train_set_y": Y, "list_classes": np.array([b"a", b"b"])}
@@ -519,15 +519,15 @@ def of(**content):
         (of(**{f"d{i:02}": 1 for i in range(30)}), ("d00, d01", "d19 and 10 more")),
         (of(train_set_x=X, train_set_y=Y[:5]), ("train_set_x has 6 examples", "train_set_y has 5 labels")),
         (of(test_set_x=X, test_set_y=Y[:5]), ("test_set_x has 6 examples", "test_set_y has 5 labels")),
-        (of(train_set_x=1.0), ("train_set_x", "one example a row", "single value")),
+        (of(train_set_x=1.0), ("train_set_x", "one example per row", "single value")),
         (of(train_set_x=X, train_set_y=1), ("train_set_y", "single value")),
-        (of(train_set_x=h5py.Empty("f4")), ("train_set_x", "holds nothing")),
+        (of(train_set_x=h5py.Empty("f4")), ("train_set_x", "is empty")),
         (of(**{"train_set_x/data": X}), ("train_set_x", "is a group", "train_set_x/data")),
         (of(train_set_x=np.array([b"ab"] * 6)), ("train_set_x", "expected numbers", "S2")),
         (of(train_set_x=np.array(["a"] * 6, h5py.string_dtype())), ("train_set_x", "expected numbers", "object")),
         (of(train_set_x=np.array([[]] * 6, h5py.vlen_dtype("f8"))), ("expected numbers", "object")),
         (of(train_set_x=X.astype(complex)), ("expected numbers", "complex128")),
-        (of(train_set_x=X, list_classes=np.array([[b"a"]])), ("list_classes", "one name a class", "(1, 1)")),
+        (of(train_set_x=X, list_classes=np.array([[b"a"]])), ("list_classes", "one name per class", "(1, 1)")),
         (of(train_set_x=X, **{"list_classes/a": 1}), ("list_classes", "is a group")),
         (linked(lambda: h5py.ExternalLink("secret.h5", "x")), ("train_set_x", "link to elsewhere", "store the data")),
         (linked(lambda: h5py.SoftLink("/here")), ("train_set_x", "link to elsewhere", "refused")),
@@ -537,12 +537,12 @@ def of(**content):
         (declared("train_set_x", (10**12, 4), "f4"), ("train_set_x", "(1000000000000, 4)", "ever written")),
         (declared("train_set_x", (6, 10**12), "f4"), ("train_set_x", "(6, 1000000000000)", "ever written")),
         (declared("train_set_y", (10**12,), "u1"), ("train_set_y", "(1000000000000,)", "ever written")),
-        (declared("list_classes", (10**12,), "S1"), ("list_classes", "one name a class", "(1000000000000,)")),
-        (declared("list_classes", (2,), "S2000000000"), ("list_classes", "one name a class")),
+        (declared("list_classes", (10**12,), "S1"), ("list_classes", "one name per class", "(1000000000000,)")),
+        (declared("list_classes", (2,), "S2000000000"), ("list_classes", "one name per class")),
         (damaged_chunk("list_classes"), ("damaged",)),
     ],
 )
-def test_a_file_that_is_no_data_file_is_refused_in_one_line_that_names_it(make, words, tmp_path: Path):
+def test_an_invalid_data_file_is_refused_in_one_line_that_names_it(make, words, tmp_path: Path):
     path = tmp_path / "bad.h5"
     make(path)
     with pytest.raises(DataError) as error:
@@ -562,7 +562,7 @@ def test_a_name_that_leads_through_a_link_is_refused(name, tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", ["train_set_x", "train_set_y"])
-def test_damage_found_late_is_the_files_fault_and_not_a_crash(part, tmp_path: Path):
+def test_damage_found_late_is_reported_as_a_data_error(part, tmp_path: Path):
     damaged_chunk(part)(tmp_path / "bad.h5")
     network = network_of()
     with dnn.open_dataset(tmp_path / "bad.h5") as data, pytest.raises(DataError, match="the file is damaged"):
@@ -570,7 +570,7 @@ def test_damage_found_late_is_the_files_fault_and_not_a_crash(part, tmp_path: Pa
     assert network.epochs == 0 and network.input_scale is None
 
 
-def test_what_is_no_readable_file_is_told_apart(tmp_path: Path):
+def test_unreadable_files_are_told_apart(tmp_path: Path):
     def complaint(content: bytes) -> str:
         (tmp_path / "a.h5").write_bytes(content)
         with pytest.raises(DataError) as error:
@@ -595,7 +595,7 @@ def test_what_is_no_readable_file_is_told_apart(tmp_path: Path):
 
 
 def test_a_file_damaged_anywhere_is_refused_or_harmless(tmp_path: Path):
-    """Every 53rd byte, one at a time: a DataError, here or at the reading, or numbers; nothing else."""
+    """Every 53rd byte, one at a time: a DataError on opening or reading, or numbers, and nothing else."""
     path = write(tmp_path / "a.h5", **WHOLE)
     whole, refused = path.read_bytes(), 0
     for place in range(0, len(whole), 53):

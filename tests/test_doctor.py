@@ -1,4 +1,4 @@
-"""dnn doctor: what it finds on this machine, and on machines that are not well."""
+"""dnn doctor: its report on this machine, and on machines with problems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dnn.cli import main
 
 @pytest.fixture
 def only(monkeypatch):
-    """Nothing but NumPy and the backends given."""
+    """Register only NumPy and the given backends."""
 
     def register(**loaders) -> None:
         monkeypatch.setattr(backends, "_loaders", {"numpy": NumpyBackend} | loaders)
@@ -29,7 +29,7 @@ def broken() -> Backend:
 
 
 class Wrong(NumpyBackend):
-    """A backend whose products are not quite right."""
+    """A backend whose products are slightly wrong."""
 
     name = "wrong"
 
@@ -44,16 +44,16 @@ class Wrong(NumpyBackend):
         return rounded
 
 
-def test_a_machine_with_numpy_alone_is_well(only, capsys):
+def test_a_machine_with_numpy_alone_passes(only, capsys):
     only(cupy=broken)
     assert main(["doctor"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "numpy: usable  (in use)" in out and np.__version__ in out and "as NumPy's" in out
+    assert "numpy: usable  (in use)" in out and np.__version__ in out and "matches NumPy" in out
     assert "cupy: not usable\n  the wheel is not installed: pip install it" in out
 
 
-def test_a_backend_in_use_that_is_not_usable_is_status_5(only, capsys, monkeypatch):
+def test_an_unusable_backend_in_use_gives_status_5(only, capsys, monkeypatch):
     only(cupy=broken)
     monkeypatch.setenv("DNN_BACKEND", "cupy")
     assert main(["doctor"]) == 5
@@ -62,12 +62,12 @@ def test_a_backend_in_use_that_is_not_usable_is_status_5(only, capsys, monkeypat
     assert main(["doctor", "--backend", "numpy"]) == 0
 
 
-def test_a_backend_that_computes_something_else_is_found_out(only, capsys):
+def test_a_backend_with_wrong_results_is_detected(only, capsys):
     only(wrong=Wrong)
     assert main(["doctor"]) == 5
     out, err = capsys.readouterr()
-    assert "NOT as NumPy's: weights differ by" in out
-    assert err == "dnn: backend 'wrong' trains another network than NumPy: see above\n"
+    assert "DIFFERS from NumPy: weights off by" in out
+    assert err == "dnn: backend 'wrong' does not reproduce NumPy's results: see above\n"
 
 
 def test_json_is_one_object(only, capsys):

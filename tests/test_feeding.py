@@ -61,7 +61,7 @@ def fed(X: np.ndarray, backend: str = "standin", **settings):
 
 @pytest.fixture(autouse=True)
 def _nothing_queued(monkeypatch):
-    monkeypatch.setattr(base, "_told", set())
+    monkeypatch.setattr(base, "_logged", set())
     standin.last_read.clear()
     standin.last_copied.clear()
 

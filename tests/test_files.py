@@ -1,4 +1,4 @@
-"""Whole files or none."""
+"""Atomic writes: whole files or none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fails", ["write", "fsync", "replace"])
-def test_whatever_fails_every_file_is_as_it_was(fails, tmp_path: Path, monkeypatch):
+def test_a_failure_leaves_every_file_unchanged(fails, tmp_path: Path, monkeypatch):
     (tmp_path / "a").write_bytes(b"old")
     before = listing(tmp_path)
 
@@ -65,7 +65,7 @@ def test_a_device_is_written_to_not_replaced(tmp_path: Path):
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
-def test_a_link_keeps_pointing_where_it_points(tmp_path: Path):
+def test_a_symbolic_link_keeps_its_target(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "model.h5", tmp_path / "latest.h5"
     target.write_bytes(b"old")
@@ -74,7 +74,7 @@ def test_a_link_keeps_pointing_where_it_points(tmp_path: Path):
     assert link.is_symlink() and target.read_bytes() == b"new"
 
 
-def test_check_writable_leaves_nothing_and_write_whole_makes_the_folder(tmp_path: Path):
+def test_check_writable_leaves_nothing_and_write_whole_creates_the_folder(tmp_path: Path):
     path = tmp_path / "runs" / "one" / "model.h5"
     check_writable(str(path), force=False)
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_check_writable_leaves_nothing_and_write_whole_makes_the_folder(tmp_path
     assert path.read_bytes() == b"new"
 
 
-def test_folders_made_for_what_could_not_be_written_go_again(tmp_path: Path, monkeypatch):
+def test_folders_created_for_a_failed_write_are_removed(tmp_path: Path, monkeypatch):
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -97,7 +97,7 @@ def test_a_device_needs_no_force(tmp_path: Path):
     check_writable("/dev/null", force=False)
 
 
-def test_a_pipe_gets_all_of_it(tmp_path: Path):
+def test_a_pipe_receives_the_whole_content(tmp_path: Path):
     pipe, content, got = tmp_path / "pipe", bytes(range(256)) * 4000, []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
@@ -107,9 +107,9 @@ def test_a_pipe_gets_all_of_it(tmp_path: Path):
     assert got == [content] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_check_writable_says_before_the_work_what_would_fail_after_it(tmp_path: Path):
+def test_check_writable_reports_in_advance_what_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(OutputError, match="exists already: choose another place, or replace it with --force"):
+    with pytest.raises(OutputError, match="already exists: choose another path, or replace it with --force"):
         check_writable(str(tmp_path / "file"), force=False)
     check_writable(str(tmp_path / "file"), force=True)
     with pytest.raises(OutputError, match=r"file/model.h5: cannot be written: .*/file is not a folder"):

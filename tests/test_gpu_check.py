@@ -1,4 +1,4 @@
-"""The proof on a GPU, rehearsed without one: it goes on where it stopped, loses nothing, and makes the table."""
+"""The verification on a GPU, rehearsed without one: it resumes where it stopped, loses nothing, writes the table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gpu_check import BEGIN, END, Results
 
 @pytest.fixture
 def checked(monkeypatch, tmp_path: Path):
-    """gpu_check's main on a stage of parts of our own: those that were measured. It believes the device is a GPU."""
+    """Run gpu_check's main on a fake stage and GPU with the given parts; returns the names of those it measured."""
     measured: list[str] = []
     results = tmp_path / "results"
     readme = tmp_path / "README.md"
@@ -60,7 +60,7 @@ def written(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def test_every_part_is_written_as_it_ends_with_its_commit_and_versions(checked):
+def test_every_part_is_written_on_completion_with_commit_and_versions(checked):
     with pytest.raises(KeyboardInterrupt):
         checked(one={"value": 1}, two=KeyboardInterrupt())
     there = written(checked.results)
@@ -70,18 +70,18 @@ def test_every_part_is_written_as_it_ends_with_its_commit_and_versions(checked):
     assert part["versions"]["numpy"] == np.__version__ and "python" in part["versions"]
 
 
-def test_it_goes_on_where_it_stopped(checked, monkeypatch, capsys):
+def test_it_resumes_where_it_stopped(checked, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         checked(one={}, two=KeyboardInterrupt(), three={})
     assert checked(one={}, two={}, three={}) == ["two", "three"]
     assert checked(one={}, two={}, three={}) == []
-    assert "stage: one: has its result for abc1234" in capsys.readouterr().out
+    assert "stage: one: already measured for abc1234" in capsys.readouterr().out
     assert checked("stage", "--again", one={}, two={}, three={}) == ["one", "two", "three"]
     monkeypatch.setattr(gpu_check, "commit", lambda: "def5678")
     assert checked(one={}, two={}, three={}) == ["one", "two", "three"]
 
 
-def test_a_part_that_fails_is_told_and_is_measured_again(checked, capsys):
+def test_a_failed_part_is_reported_and_measured_again(checked, capsys):
     with pytest.raises(SystemExit, match="gpu_check: failed: stage: one; stage: two"):
         checked(one=ValueError("no"), two={"ok": False, "differ by": 1.0}, three={})
     parts = written(checked.results)["parts"]
@@ -89,10 +89,10 @@ def test_a_part_that_fails_is_told_and_is_measured_again(checked, capsys):
     assert checked(one={}, two={}, three={}) == ["one", "two"]
 
 
-def test_out_of_time_nothing_is_begun_and_it_says_so(checked, monkeypatch):
+def test_out_of_time_no_part_is_started_and_it_says_so(checked, monkeypatch):
     clock = iter(range(0, 1000, 100))
     monkeypatch.setattr(gpu_check.time, "monotonic", lambda: next(clock))
-    with pytest.raises(SystemExit, match="out of time in stage: the same command goes on"):
+    with pytest.raises(SystemExit, match="out of time in stage: run the same command again to continue"):
         checked("--minutes", "4", one={}, two={}, three={})
     assert list(written(checked.results)["parts"]) == ["stage: one", "stage: two"]
 
@@ -102,10 +102,10 @@ def test_a_rehearsal_writes_nothing(checked):
     assert not checked.results.exists() and checked.readme.read_text() == f"before\n{BEGIN}\n{END}\nafter\n"
 
 
-def test_an_unknown_stage_and_a_missing_gpu_are_told(checked, monkeypatch, capsys):
+def test_an_unknown_stage_and_a_missing_gpu_are_reported(checked, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         checked("narrow")
-    assert "no stage narrow: there are stage and table" in capsys.readouterr().err
+    assert "no stage narrow: choose from stage and table" in capsys.readouterr().err
 
     def unusable(name: str):
         raise BackendUnavailableError("backend 'cupy': no NVIDIA driver")
@@ -119,7 +119,7 @@ def test_an_unknown_stage_and_a_missing_gpu_are_told(checked, monkeypatch, capsy
 
 
 def made_up() -> dict[str, Any]:
-    """A TEST FIXTURE: no GPU ever measured these figures."""
+    """A TEST FIXTURE: not measured on any GPU."""
 
     def times(**medians: float) -> dict[str, Any]:
         ours = next(iter(medians.values()))
@@ -143,7 +143,7 @@ def made_up() -> dict[str, Any]:
     }
 
 
-def test_the_table_has_what_was_measured_and_says_with_what(tmp_path: Path):
+def test_the_table_has_the_measurements_and_their_context(tmp_path: Path):
     (tmp_path / "made-up.json").write_text(json.dumps(made_up()))
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{BEGIN}\nan older table\n{END}\n\nafter\n")
@@ -168,7 +168,7 @@ def test_the_table_has_what_was_measured_and_says_with_what(tmp_path: Path):
         ]
 
 
-def test_without_results_the_readme_says_nothing_of_speed_on_a_gpu(tmp_path: Path):
+def test_without_results_the_readme_claims_no_speed_on_a_gpu(tmp_path: Path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nan older table\n{END}\nafter\n")
     gpu_check.write_table(tmp_path / "nowhere", readme)
@@ -188,8 +188,8 @@ def test_the_projects_readme_has_the_table_of_its_results(tmp_path: Path):
 # -------------------------------------------------------------------------------------------- the stages
 
 
-def test_the_parity_stage_holds_on_the_stand_in(monkeypatch):
-    """Its numbers on a device that is not the host, for some of the activations."""
+def test_the_parity_stage_passes_on_the_stand_in(monkeypatch):
+    """Its results on a device other than the host, for some of the activations."""
     monkeypatch.setattr(gpu_check, "ACTIVATIONS", ["relu", "gelu"])
     parts = dict(gpu_check.parity("standin"))
     *numbers, costs, accuracy = parts
@@ -211,14 +211,14 @@ def test_the_published_costs_and_the_accuracy_are_compared(shared: Path, monkeyp
     assert accuracy["ok"] and 0.5 < accuracy["accuracy"]["numpy, float32"][0] < 1
 
 
-def test_a_part_whose_data_is_not_here_says_so_fails_nothing_and_is_measured_when_it_is(checked, capsys):
+def test_a_part_without_its_data_is_reported_without_failing_and_measured_later(checked, capsys):
     for _ in range(2):
         assert checked(one=facts.NotMeasured("no data")) == ["one"]
         assert "gpu_check: stage: one: not measured: no data" in capsys.readouterr().err
     assert checked(one={}) == ["one"] and checked(one={}) == []
 
 
-def test_a_difference_from_numpy_would_be_seen(monkeypatch):
+def test_a_difference_from_numpy_is_detected(monkeypatch):
     weights = gpu_check.weights_of
 
     def off(network):
@@ -244,7 +244,7 @@ def test_a_small_stage_in_rehearsal(monkeypatch):
     assert all(part["us a step"]["dnn on numpy"]["by dnn"] == 1 for part in figures.values())
 
 
-def test_a_peer_that_fails_or_computes_something_else_is_left_out_and_says_why(monkeypatch, capsys):
+def test_a_peer_that_fails_or_differs_is_left_out_with_the_reason(monkeypatch, capsys):
     import peers
 
     class Broken:
@@ -265,7 +265,7 @@ def test_a_peer_that_fails_or_computes_something_else_is_left_out_and_says_why(m
     assert failed["JAX jit"].startswith("ValueError: computes something else: weights differ by")
 
 
-def test_a_steps_products_are_counted():
+def test_the_flops_of_a_step_are_counted():
     # forward and dW of both layers, dA of the second: 2 m n k each
     assert facts.flops([3, 4, 5], 10) == 2 * 10 * (12 + 20 + 12 + 20 + 20)
 
@@ -291,7 +291,7 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_what_is_missing_is_said_at_once(tmp_path: Path):
+def test_missing_packages_are_reported_at_once(tmp_path: Path):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)

@@ -70,8 +70,8 @@ def test_a_runs_work_is_queued_after_what_was_before_it_and_before_what_comes_af
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch):
-    monkeypatch.setattr(base, "_told", set())
+def _nothing_logged(monkeypatch):
+    monkeypatch.setattr(base, "_logged", set())
 
 
 def test_a_step_runs_twice_is_captured_and_then_replayed():

@@ -1,4 +1,4 @@
-"""A network: its settings, its answers, what it says of itself."""
+"""A network: its settings, its predictions, its representation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by_hand(network: dnn.Network, X: np.ndarray) -> np.ndarray:
     return hidden @ parameters["W2"].T + parameters["b2"]
 
 
-# --------------------------------------------------------------------------------------- answers
+# ----------------------------------------------------------------------------------- predictions
 
 
 def test_one_sigmoid_unit_gives_two_classes(backend: Backend):
@@ -84,8 +84,8 @@ def test_evaluate_gives_python_floats_of_the_means(backend: Backend):
     assert measured["rmse"] == pytest.approx(np.sqrt((errors**2).mean()))
 
 
-def test_many_batches_give_what_one_gives(backend: Backend, monkeypatch):
-    # wide layers make small batches: 16 MB of activations at most
+def test_many_batches_give_the_same_result_as_one(backend: Backend, monkeypatch):
+    # wide layers get small batches: at most 16 MB of activations
     network = dnn.Network([2, 100_000, 2], output="softmax", backend=backend.name)
     rows = np.random.default_rng(1).standard_normal((50, 2)).astype(np.float32)
     batches = [step.batch_size for step in _batches(network, prepare(network, rows), None, PREDICT, False)]
@@ -97,7 +97,7 @@ def test_many_batches_give_what_one_gives(backend: Backend, monkeypatch):
 IN_FLOAT32 = X.astype(np.float32)  # to be converted
 
 
-def test_parts_give_what_the_whole_gives(backend: Backend, monkeypatch):
+def test_parts_give_the_same_result_as_the_whole(backend: Backend, monkeypatch):
     network, Y = network_of("softmax", 3, backend), np.arange(20) % 3
     whole, answers = network.evaluate(IN_FLOAT32, Y), network.predict(IN_FLOAT32)
     monkeypatch.setattr(examples, "CHUNK", 2 * X.shape[1])  # parts of four examples
@@ -106,7 +106,7 @@ def test_parts_give_what_the_whole_gives(backend: Backend, monkeypatch):
     np.testing.assert_array_equal(network.predict(IN_FLOAT32), answers)
 
 
-def test_a_number_that_is_not_finite_is_named_by_its_place_in_the_whole(backend: Backend, monkeypatch):
+def test_a_non_finite_number_is_reported_at_its_index_in_the_whole(backend: Backend, monkeypatch):
     wrong = IN_FLOAT32.copy()
     wrong[17, 1] = np.nan
     monkeypatch.setattr(examples, "CHUNK", 2 * X.shape[1])
@@ -114,7 +114,7 @@ def test_a_number_that_is_not_finite_is_named_by_its_place_in_the_whole(backend:
         network_of("softmax", 3, backend).predict(wrong)
 
 
-def test_evaluating_what_must_be_converted_holds_a_part_of_it():
+def test_evaluating_converts_one_part_at_a_time():
     network = dnn.Network([100, 8, 2], output="softmax")
     doubles = np.zeros((500_000, 100))  # 200 MB in float32
     labels = np.zeros(len(doubles), np.int64)
@@ -127,14 +127,14 @@ def test_evaluating_what_must_be_converted_holds_a_part_of_it():
     assert peak < 80e6
 
 
-def test_a_network_keeps_the_backend_it_was_made_with():
+def test_a_network_keeps_its_backend():
     with use_backend("standin"):
         network = dnn.Network([3, 2], output="softmax")
     assert network.backend.name == "standin"
     assert type(network.predict(X)) is np.ndarray
 
 
-def test_the_devices_own_arrays_are_taken(backend: Backend):
+def test_device_arrays_are_accepted(backend: Backend):
     network = network_of("softmax", 4, backend)
     on_device, labels = backend.asarray(X), backend.asarray(np.arange(20) % 4)
     np.testing.assert_array_equal(network.predict(on_device), network.predict(X))
@@ -168,17 +168,17 @@ def test_the_devices_own_arrays_are_taken(backend: Backend):
         ({"input_scale": "1/255"}, TypeError, "input_scale must be a number"),
     ],
 )
-def test_refuses_settings_that_make_no_network(settings, error, complaint):
+def test_refuses_invalid_settings(settings, error, complaint):
     with pytest.raises(error, match=complaint):
         dnn.Network(**({"layer_sizes": [3, 1]} | settings))
 
 
-def test_numpy_whole_numbers_and_dtypes_are_taken():
+def test_numpy_integers_and_dtypes_are_accepted():
     network = dnn.Network(np.array([3, 2]), output="softmax", dtype=np.float64, seed=np.int64(3))
     assert network.layer_sizes == (3, 2) and network.dtype == np.float64 and type(network.seed) is int
 
 
-def test_what_it_says_of_itself_can_be_read(backend: Backend):
+def test_the_representation_is_readable(backend: Backend):
     network = dnn.Network([12288, 20, 7, 5, 1], seed=1, backend=backend.name)
     assert repr(network) == (
         "Network([12288, 20, 7, 5, 1], activation='relu', output='sigmoid', initializer='he_normal', seed=1, "
@@ -192,7 +192,7 @@ def test_what_it_says_of_itself_can_be_read(backend: Backend):
     assert network.n_parameters == 12288 * 20 + 20 + 20 * 7 + 7 + 7 * 5 + 5 + 5 + 1
 
 
-def test_setting_parameters_by_hand_changes_the_answers(backend: Backend):
+def test_setting_parameters_by_hand_changes_the_predictions(backend: Backend):
     network = dnn.Network([2, 1], output="linear", backend=backend.name)
     network.parameters["W1"] = [[2.0, -1.0]]
     network.parameters["b1"] = np.array([0.5])
@@ -207,14 +207,14 @@ def test_wrong_feature_count_names_the_layer_both_shapes_and_the_fix(backend: Ba
         network.predict(X.T)
 
 
-def test_predictions_that_no_memory_holds_are_refused_in_one_line():
+def test_predictions_larger_than_memory_are_refused_in_one_line():
     class Endless:
         shape, dtype, ndim = (10**13, 3), np.dtype(np.float32), 2
 
         def __getitem__(self, rows):
             return np.zeros((rows.stop - rows.start, 3), np.float32)
 
-    with pytest.raises(DataError, match=r"the predictions: .*take 120000.0 GB in float32, this machine has"):
+    with pytest.raises(DataError, match=r"the predictions: .*take 120000.0 GB in float32, but this machine has"):
         dnn.Network([3, 5, 3], output="softmax").predict(Endless())
 
 

@@ -1,4 +1,4 @@
-"""The two set-up commands: what they install, what they leave alone, and what they say where they cannot."""
+"""The two set-up commands: what they install, what they leave alone, and how they report failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def interpreter(place: Path, body: str) -> Path:
-    """A python of our own."""
+    """A fake python."""
     path = place / "python"
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
@@ -50,7 +50,7 @@ def test_without_a_new_enough_python_one_line_says_what_to_do(script, copy: Path
     done = run(copy / "scripts" / script, cwd=tmp_path, PYTHON=str(old))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"{script}: needs Python 3.11 or newer: install it, or name one: PYTHON=/path/to/python3"
+        f"{script}: needs Python 3.11 or newer: install it, or set PYTHON=/path/to/python3"
     ]
     assert not (copy / ".venv").exists()
 
@@ -69,15 +69,15 @@ def test_without_a_network_one_line_says_so(copy: Path, tmp_path: Path):
     offline = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PYTHON=sys.executable, **offline)
     assert done.returncode == 1
-    announced, told = done.stderr.splitlines()
+    announced, complaint = done.stderr.splitlines()
     assert announced.startswith("installing into")
-    assert told.startswith("demo.sh: no network: the first run downloads the packages")
-    # nothing says that it is installed: the next run begins anew
+    assert complaint.startswith("demo.sh: no network: the first run downloads the packages")
+    # nothing is marked as installed, so the next run starts over
     assert not list((copy / ".venv").glob("installed-*"))
 
 
 def pretend_installed(copy: Path, *extras: str) -> None:
-    """An environment that is there already, with this interpreter in it."""
+    """An existing environment with this interpreter."""
     venv = copy / ".venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "made-by-dnn").touch()
@@ -91,7 +91,7 @@ def pretend_installed(copy: Path, *extras: str) -> None:
         (venv / f"installed-{extra}").touch()
 
 
-def test_the_demo_from_another_folder_in_an_environment_that_is_there(copy: Path, tmp_path: Path):
+def test_the_demo_from_another_folder_in_an_existing_environment(copy: Path, tmp_path: Path):
     pytest.importorskip("sklearn")
     pretend_installed(copy, "demo")
     for _ in range(2):  # the second replaces the first's model
@@ -107,12 +107,12 @@ def test_the_demo_from_another_folder_in_an_environment_that_is_there(copy: Path
     assert os.listdir(tmp_path) == [copy.name]
 
 
-def test_an_environment_of_somebody_elses_is_left_alone(copy: Path, tmp_path: Path):
+def test_a_foreign_environment_is_left_alone(copy: Path, tmp_path: Path):
     (copy / ".venv").mkdir()
     (copy / ".venv" / "precious").touch()
     done = run(copy / "scripts" / "test.sh", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.splitlines() == [
-        f"test.sh: {copy}/.venv is there and is not one that these scripts made: move it away"
+        f"test.sh: {copy}/.venv exists but was not created by these scripts: move it away"
     ]
     assert (copy / ".venv" / "precious").exists()
 
@@ -126,7 +126,7 @@ def test_arguments_of_the_test_script_go_to_pytest(copy: Path, tmp_path: Path):
     assert run(copy / "scripts" / "test.sh", "-q", cwd=tmp_path).returncode == 1
 
 
-def test_a_changed_pyproject_is_installed_anew(copy: Path, tmp_path: Path):
+def test_a_changed_pyproject_is_reinstalled(copy: Path, tmp_path: Path):
     pretend_installed(copy, "demo")
     with open(copy / "pyproject.toml", "a") as file:
         file.write("\n# changed\n")

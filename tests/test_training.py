@@ -1,4 +1,4 @@
-"""fit: its epochs, its order, its History, its progress and its end."""
+"""fit: epochs, order, History, progress and interruption."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def weights(network: dnn.Network) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- learns
 
 
-def test_learns_what_can_be_learnt(backend: Backend):
+def test_learns_a_learnable_problem(backend: Backend):
     network = network_of(backend)
     history = network.fit(X, Y, epochs=60, batch_size=10, optimizer=dnn.Adam(0.02))
     assert network.evaluate(X, Y)["accuracy"] == 1.0
     assert history.history["loss"][-1] < 0.1 * history.history["loss"][0]
 
 
-def test_one_seed_trains_the_same_network_on_every_backend(backend: Backend):
+def test_the_same_seed_trains_the_same_network_on_every_backend(backend: Backend):
     trained = network_of(backend)
     trained.fit(X, Y, epochs=3, batch_size=8, validation_split=0.2)
     on_numpy = network_of()
@@ -49,7 +49,7 @@ def test_one_seed_trains_the_same_network_on_every_backend(backend: Backend):
     np.testing.assert_allclose(weights(trained), weights(on_numpy), rtol=0, atol=1e-12)
 
 
-def test_the_same_run_again_is_the_same_to_the_bit():
+def test_a_repeated_run_is_the_same_bit_for_bit():
     runs = []
     for _ in range(2):
         network = network_of()
@@ -58,7 +58,7 @@ def test_the_same_run_again_is_the_same_to_the_bit():
 
 
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Momentum(0.1), dnn.Adam(0.01)], ids=str)
-def test_three_and_three_epochs_are_six(optimizer, backend: Backend):
+def test_three_plus_three_epochs_equal_six(optimizer, backend: Backend):
     halves, whole = network_of(backend), network_of(backend)
     first = halves.fit(X, Y, epochs=3, batch_size=8, optimizer=optimizer)
     second = halves.fit(X, Y, epochs=3, batch_size=8, optimizer=optimizer)
@@ -69,7 +69,7 @@ def test_three_and_three_epochs_are_six(optimizer, backend: Backend):
     assert halves.epochs == 6
 
 
-def test_another_optimizer_starts_afresh_and_another_learning_rate_goes_on():
+def test_another_optimizer_resets_the_state_and_another_learning_rate_keeps_it():
     network = network_of()
     network.fit(X, Y, epochs=1, optimizer=dnn.Adam(0.01))
     state = network.training_state
@@ -90,7 +90,7 @@ def test_an_optimizer_can_be_given_by_name():
 
 
 def rows_seen(monkeypatch, **settings) -> list[list[int]]:
-    """The examples of every step, by what stands in their only feature."""
+    """The examples of every step, identified by their only feature."""
     seen: list[list[int]] = []
     original = Step.__call__
 
@@ -107,19 +107,19 @@ def rows_seen(monkeypatch, **settings) -> list[list[int]]:
     return seen
 
 
-def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(monkeypatch):
+def test_every_epoch_visits_every_example_once_in_a_new_order(monkeypatch):
     seen = rows_seen(monkeypatch, epochs=3, batch_size=4)
     assert [len(rows) for rows in seen] == [4, 4, 2] * 3
     orders = [[*seen[i], *seen[i + 1], *seen[i + 2]] for i in (0, 3, 6)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    # the order of epoch e is the seed's and e's alone
+    # the order of epoch e depends only on the seed and e
     for e, order in enumerate(orders):
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, 1, e])))
         assert order == generator.permutation(10).tolist()
 
 
-def test_without_shuffle_the_order_is_the_datas(monkeypatch):
+def test_without_shuffle_the_order_is_that_of_the_data(monkeypatch):
     assert rows_seen(monkeypatch, epochs=2, batch_size=4, shuffle=False) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
 
 
@@ -127,13 +127,13 @@ def test_a_full_batch_is_not_shuffled(monkeypatch):
     assert rows_seen(monkeypatch, epochs=2, batch_size=64) == [list(range(10))] * 2
 
 
-def test_validation_split_holds_back_the_same_examples_every_time(monkeypatch):
+def test_validation_split_holds_out_the_same_examples_every_time(monkeypatch):
     seen = rows_seen(monkeypatch, epochs=2, batch_size=8, validation_split=0.25)
     assert [len(rows) for rows in seen] == [7, 7]
     assert sorted(seen[0]) == sorted(seen[1])
-    held_back = set(range(10)) - set(seen[0])
+    held_out = set(range(10)) - set(seen[0])
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, 2])))
-    assert held_back == set(generator.permutation(10)[:3].tolist())
+    assert held_out == set(generator.permutation(10)[:3].tolist())
 
 
 # ------------------------------------------------------------------------------------------ History
@@ -145,7 +145,7 @@ def test_history_is_the_mean_over_examples_of_losses_before_each_update(backend:
     history = network.fit(X, Y, epochs=1, batch_size=50, optimizer=dnn.SGD(0.5))
     assert history.history["loss"] == [pytest.approx(before["loss"], abs=1e-12)]
     assert history.history["accuracy"] == [before["accuracy"]]
-    # a learning rate of 0 changes nothing: batches of 8, the last of 2, weigh as many examples as they hold
+    # with a learning rate of 0, batches of 8 and a last one of 2 are weighted by their number of examples
     history = network.fit(X, Y, epochs=1, batch_size=8, optimizer=dnn.SGD(0.0))
     after = network.evaluate(X, Y)
     assert history.history["loss"] == [pytest.approx(after["loss"], abs=1e-12)]
@@ -200,7 +200,7 @@ def test_refuses_settings_before_anything_is_trained(settings, error, complaint)
     np.testing.assert_array_equal(weights(network), before)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_says_what_to_do():
+def test_a_non_finite_loss_ends_the_training_and_says_what_to_do():
     network = dnn.Network([4, 6, 1], output="linear")
     with pytest.raises(NonFiniteLossError, match=r"in epoch \d+: training has diverged and the weights are lost"):
         network.fit(1e3 * X, 1e3 * Y, epochs=200, optimizer=dnn.SGD(10.0))
@@ -209,8 +209,8 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_says_what_to_do():
 # ------------------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_leaves_the_network_as_of_its_last_whole_step(monkeypatch):
-    """SIGINT before step 5 has begun to work: the step is finished, then KeyboardInterrupt."""
+def test_ctrl_c_leaves_the_network_at_its_last_whole_step(monkeypatch):
+    """SIGINT as step 5 begins: the step is completed, then KeyboardInterrupt is raised."""
     expected = network_of()
     original, done = Step.__call__, []
 
@@ -267,7 +267,7 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
-def test_a_handler_of_the_users_own_is_left_alone(monkeypatch):
+def test_the_users_own_handler_is_left_in_place(monkeypatch):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
@@ -304,7 +304,7 @@ def test_fit_works_outside_the_main_thread():
 
 
 class Terminal:
-    """stderr that says it is a terminal."""
+    """A stderr that claims to be a terminal."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -326,7 +326,7 @@ def test_silent_from_python_unless_verbose(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_verbose_without_a_terminal_gives_a_line_for_the_first_and_last_epoch(capsys):
+def test_verbose_without_a_terminal_prints_a_line_for_the_first_and_last_epoch(capsys):
     network_of().fit(X, Y, epochs=30, verbose=True, validation_split=0.2)
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -334,7 +334,7 @@ def test_verbose_without_a_terminal_gives_a_line_for_the_first_and_last_epoch(ca
     assert all(name in lines[0] for name in ("loss 0.", "accuracy 0.", "val_loss 0.", "val_accuracy 0."))
 
 
-def test_verbose_without_a_terminal_gives_at_most_a_line_every_ten_seconds(capsys, monkeypatch):
+def test_verbose_without_a_terminal_prints_at_most_one_line_every_ten_seconds(capsys, monkeypatch):
     clock = iter(range(0, 1000, 3))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     network_of().fit(X, Y, epochs=12, verbose=True)
@@ -342,7 +342,7 @@ def test_verbose_without_a_terminal_gives_at_most_a_line_every_ten_seconds(capsy
     assert epochs == [1, 5, 9, 12]  # at 0, 12 and 24 s, and the last
 
 
-def test_a_terminal_gets_a_bar_and_verbose_false_none(monkeypatch):
+def test_a_terminal_shows_a_bar_and_verbose_false_shows_none(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     network_of().fit(X, Y, epochs=3, batch_size=10)
@@ -352,7 +352,7 @@ def test_a_terminal_gets_a_bar_and_verbose_false_none(monkeypatch):
     assert terminal.text == ""
 
 
-def test_a_run_of_many_small_epochs_gives_one_entry_each():
+def test_many_small_epochs_have_one_entry_each():
     network = dnn.Network([2, 20, 3, 1])
     history = network.fit(X[:, :2], Y, epochs=500, batch_size=50, optimizer=dnn.SGD(0.1))
     assert len(history.history["loss"]) == 500 and all(map(math.isfinite, history.history["loss"]))

@@ -1,4 +1,4 @@
-"""The command `dnn`: one file a command. Data and summaries go to stdout, messages and progress to stderr."""
+"""The `dnn` command, one module per subcommand. Results go to stdout, messages and progress to stderr."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXIT_CODES: dict[type[BaseException], int] = {
     errors.OutputError: 7,
     MemoryError: 5,
     KeyboardInterrupt: 130,
-    # after the errors above, some of which are ValueErrors too: settings that no parser could refuse
+    # after the errors above, some of which are ValueErrors too: invalid settings that the parser cannot detect
     ValueError: 2,
     TypeError: 2,
 }
 _EPILOG = (
-    "exit status: 0 done, 2 wrong usage, 3 bad data, 4 bad model file, 5 backend or device not usable, "
-    "6 the loss is no longer finite, 7 output cannot be written, 130 Ctrl-C"
+    "exit status: 0 success, 2 usage error, 3 invalid data, 4 invalid model file, 5 backend or device not usable, "
+    "6 non-finite loss, 7 output cannot be written, 130 Ctrl-C"
 )
 
 
@@ -39,13 +39,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return the exit status."""
     parser = _Parser(prog="dnn", description="Train and use dense networks, on NumPy or CuPy.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"dnn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (train, evaluate, predict, doctor):
         command.add(commands)
-    if sys.stderr is None:  # closed by the caller: print would take standard output in its place
+    if sys.stderr is None:  # closed by the caller: print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     debug = False
     try:
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = parser.parse_args(arguments)
         finally:
             if sys.stdout is not None:
-                show("")  # what --help and --version print is written out, or known not to be
+                show("")  # flush what --help and --version print, so that a failure is reported
         debug = given.debug
         with _log(quiet=given.quiet), _threads(getattr(given, "threads", None)):
             given.run(given)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _log(quiet: bool) -> Iterator[None]:
-    """Quiet: nothing that the backends log short of an error."""
+    """With `quiet`, suppress the backends' log messages below errors."""
     log = logging.getLogger("dnn.backends")
     before = log.level
     log.setLevel(logging.ERROR if quiet else before)
@@ -76,7 +76,7 @@ def _log(quiet: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """All that the command does on this many threads, as if DNN_NUM_THREADS said so."""
+    """Run the command on this many threads, as if DNN_NUM_THREADS were set to it."""
     before = os.environ.get("DNN_NUM_THREADS")
     if number is not None:
         os.environ["DNN_NUM_THREADS"] = str(number)
@@ -89,7 +89,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 
 def _one_line(message: str) -> str:
-    # a file's names can hold anything: line breaks, and what a terminal would obey
+    # names in a file can contain anything: line breaks, terminal escape sequences
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 

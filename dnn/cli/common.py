@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Options and helpers shared by the subcommands."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from dnn.network import Network
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="NAME", help="numpy, cupy or auto (default: DNN_BACKEND, else numpy)")
     parser.add_argument(
-        "--threads", metavar="N", type=_number_of_threads, help="of the CPU (DNN_NUM_THREADS, else all)"
+        "--threads", metavar="N", type=_number_of_threads, help="CPU threads (default: DNN_NUM_THREADS, else all)"
     )
-    parser.add_argument("--quiet", action="store_true", help="only errors on stderr")
+    parser.add_argument("--quiet", action="store_true", help="print only errors to stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _number_of_threads(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def add_names(parser: argparse.ArgumentParser, labels: bool = True) -> None:
-    parser.add_argument("--x", metavar="NAME", help="the examples' data set, in a file of another layout")
+    parser.add_argument("--x", metavar="NAME", help="data set with the examples, if the file has another layout")
     if labels:
-        parser.add_argument("--y", metavar="NAME", help="the labels' data set, likewise")
+        parser.add_argument("--y", metavar="NAME", help="data set with the labels, likewise")
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=("train", "test"), help="default: test where the file has it, else train")
+    parser.add_argument("--split", choices=("train", "test"), help="default: test if the file has it, else train")
 
 
 def show(text: str) -> None:
-    """All of the text on standard output, or OutputError."""
+    """Write the whole text to standard output, or raise OutputError."""
     if sys.stdout is None:
         raise OutputError("standard output: cannot be written: it is closed")
     try:
@@ -50,33 +50,33 @@ def show(text: str) -> None:
             sys.stdout.write(text)
         else:
             left = memoryview(text.encode(sys.stdout.encoding, "backslashreplace"))
-            while left:  # unbuffered, a full disk takes a part and says nothing
+            while left:  # unbuffered, a full disk accepts part of it without an error
                 left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
     except OSError as cause:
-        # what could not be written is dropped here, or Python would complain of it once more at exit
+        # discard the unwritten rest, or Python would report the error again at exit
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OutputError(f"standard output: cannot be written: {cause.strerror}") from None
 
 
-def tell(given: argparse.Namespace, message: str) -> None:
+def inform(given: argparse.Namespace, message: str) -> None:
     if not given.quiet:
-        with contextlib.suppress(OSError):  # no reason to stop the work
+        with contextlib.suppress(OSError):  # a lost message is no reason to stop
             print(message, file=sys.stderr, flush=True)
 
 
-def tell_device(given: argparse.Namespace, network: Network) -> None:
-    tell(given, f"backend {network.backend.name}, {network.backend.device}, {network.dtype.name}")
+def inform_device(given: argparse.Namespace, network: Network) -> None:
+    inform(given, f"backend {network.backend.name}, {network.backend.device}, {network.dtype.name}")
 
 
 def chosen_part(data: Dataset, split: str | None) -> tuple[str, Part]:
-    """The part asked for; without a wish test where there is one, else train."""
+    """The part of that name; by default test if the file has it, else train."""
     parts = {"train": data.train, "test": data.test}
     split = split or ("test" if data.test is not None else "train")
     part = parts[split]
     if part is None:
-        raise DataError(f"{data.path}: it has no {split} part (no {split}_set_x)")
+        raise DataError(f"{data.path}: no {split} part (no {split}_set_x): choose the other with --split, or name --x")
     return split, part
 
 
@@ -85,15 +85,15 @@ def in_words(measured: dict[str, float]) -> str:
 
 
 def check_finite(network: Network, measured: dict[str, float], of: str) -> None:
-    """NonFiniteLossError where the loss of this part is none: neither JSON nor a reader can use it."""
+    """Raise NonFiniteLossError if the loss on this part is not finite: JSON cannot represent it."""
     if not math.isfinite(measured["loss"]):
         raise NonFiniteLossError(
-            f"the loss of {of} is {measured['loss']} in {network.dtype}: train with a lower learning rate, or scale X"
+            f"the loss on {of} is {measured['loss']} in {network.dtype}: train with a lower learning rate, or scale X"
         )
 
 
 def read_labels(part: Part) -> np.ndarray:
-    """All labels of a part, in memory."""
+    """All labels of a part, read into memory."""
     try:
         return np.asarray(part.Y[...])
     except OSError as cause:

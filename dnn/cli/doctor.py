@@ -1,4 +1,4 @@
-"""dnn doctor: what can be used here, what cannot and why, and whether it computes the right numbers."""
+"""dnn doctor: which backends can be used here, why others cannot, and whether the results are correct."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dnn.optimizers import Adam
 
 SIZES, EXAMPLES, BATCH, EPOCHS = [20, 64, 32, 2], 640, 32, 20
 TOLERANCE = 1e-9
-"""By which a float64 weight after the self-test may differ from NumPy's: the order of sums."""
+"""Allowed difference of a float64 weight from NumPy's after the self-test, from the order of summation."""
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor",
         help="which backends can be used here, and why not",
-        description="Backend by backend: usable or not, why, and what mends it; the device and its memory; and a small "
-        "network trained on each, held against NumPy's. Exit status 5 where the backend in use is not usable.",
+        description="For each backend: whether it is usable, why not and how to fix it; the device and its memory; and "
+        "a small network trained on it, compared with NumPy's. Exit status 5 if the backend in use is not usable.",
     )
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--backend", metavar="NAME", help="the backend in use (default: DNN_BACKEND, else numpy)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(run=run, quiet=False)
@@ -47,7 +47,7 @@ def run(given: argparse.Namespace) -> None:
     get_backend(given.backend)
     wrong = [name for name, found in findings.items() if found["usable"] and not found["self-test"]["right"]]
     if wrong:
-        raise BackendUnavailableError(f"backend {wrong[0]!r} trains another network than NumPy: see above")
+        raise BackendUnavailableError(f"backend {wrong[0]!r} does not reproduce NumPy's results: see above")
 
 
 def _examined(name: str, expected: np.ndarray) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _examined(name: str, expected: np.ndarray) -> dict[str, Any]:
 
 
 def _self_test(backend: Backend, expected: np.ndarray) -> dict[str, Any]:
-    """A small network trained for a moment, and how far its weights are from those expected, NumPy's."""
+    """Train a small network briefly, and measure how far its weights are from the expected ones, NumPy's."""
     weights, seconds = _trained(backend)
     difference = float(np.abs(weights - expected).max())
     steps = EPOCHS * (EXAMPLES // BATCH)
@@ -79,7 +79,7 @@ def _trained(backend: Backend) -> tuple[np.ndarray, float]:
     X = generator.standard_normal((EXAMPLES, SIZES[0]))
     Y = (X.sum(axis=1) > 0).astype(np.int64)
     network = Network(SIZES, output="softmax", dtype="float64", backend=backend.name)
-    network.fit(X, Y, epochs=1, batch_size=BATCH, optimizer=Adam(1e-3), verbose=False)  # what is compiled, is now
+    network.fit(X, Y, epochs=1, batch_size=BATCH, optimizer=Adam(1e-3), verbose=False)  # compile first
     started = time.perf_counter()
     network.fit(X, Y, epochs=EPOCHS, batch_size=BATCH, optimizer=Adam(1e-3), verbose=False)
     return backend.to_numpy(network.parameters.flat).copy(), time.perf_counter() - started
@@ -93,13 +93,13 @@ def _report(system: dict[str, Any], findings: dict[str, dict[str, Any]]) -> str:
             lines += ["", f"{name}: not usable{mark}", f"  {found['why']}"]
             continue
         test = found["self-test"]
-        verdict = "as NumPy's" if test["right"] else f"NOT as NumPy's: weights differ by {test['differs by']:.1e}"
+        verdict = "matches NumPy" if test["right"] else f"DIFFERS from NumPy: weights off by {test['differs by']:.1e}"
         lines += ["", f"{name}: usable{mark}", f"  {found['device']}"]
         lines.append(f"  memory: {found['free GB']} of {found['total GB']} GB free")
         known = ("usable", "device", "free GB", "total GB", "self-test")
         lines += [f"  {fact}: {value}" for fact, value in found.items() if fact not in known]
         sizes = "-".join(map(str, SIZES))
         lines.append(
-            f"  self-test: {sizes}, batch {BATCH}, float64: {test['steps a second']:,} steps a second, {verdict}"
+            f"  self-test: {sizes}, batch {BATCH}, float64: {test['steps a second']:,} steps per second, {verdict}"
         )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""dnn evaluate: a model's loss and metric on a data file."""
+"""dnn evaluate: compute a model's loss and metric on a data file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from dnn.cli.common import (
     check_finite,
     chosen_part,
     in_words,
+    inform_device,
     read_labels,
     show,
-    tell_device,
 )
 from dnn.data import open_dataset
 from dnn.model_file import load
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="a model's loss and accuracy on a data file")
+    parser = commands.add_parser("evaluate", help="compute a model's loss and accuracy on a data file")
     parser.add_argument("model", metavar="MODEL.h5")
     parser.add_argument("data", metavar="DATA.h5")
     add_split(parser)
     add_names(parser)
-    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> None:
     network = load(given.model, backend=given.backend)
-    tell_device(given, network)
+    inform_device(given, network)
     with open_dataset(given.data, given.x, given.y) as data:
         split, part = chosen_part(data, given.split)
         labels = read_labels(part)

@@ -1,4 +1,4 @@
-"""dnn predict: a model's answers for a data file, as CSV or as an array."""
+"""dnn predict: write a model's predictions for a data file, as CSV or as an array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dnn.cli.common import add_common, add_names, add_split, chosen_part, show, tell_device
+from dnn.cli.common import add_common, add_names, add_split, chosen_part, inform_device, show
 from dnn.data import open_dataset
 from dnn.data.hdf5 import read_head
 from dnn.errors import DataError
@@ -22,15 +22,15 @@ from dnn.network import Network
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        help="a model's answers for a data file",
-        description="A CSV of index, class, name, probability; of index and values for a linear output; of index and a "
-        "probability a label for several sigmoid units.",
+        help="write a model's predictions for a data file",
+        description="Write a CSV with index, class, name and probability; for a linear output, index and values; for "
+        "several sigmoid units, index and one probability per label.",
     )
     parser.add_argument("model", metavar="MODEL.h5")
     parser.add_argument("data", metavar="DATA.h5|X.npy")
     add_split(parser)
     add_names(parser, labels=False)
-    parser.add_argument("--out", metavar="FILE.csv|.npy", help="instead of a CSV on stdout; .npy: the predictions only")
+    parser.add_argument("--out", metavar="FILE.csv|.npy", help="instead of CSV on stdout; .npy: the predictions only")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_common(parser)
     parser.set_defaults(run=run)
@@ -40,13 +40,13 @@ def run(given: argparse.Namespace) -> None:
     network = load(given.model, backend=given.backend)
     if given.out is not None:
         check_writable(given.out, given.force)
-    tell_device(given, network)
+    inform_device(given, network)
     if given.data.endswith(".npy"):
-        content = _answers(given, network, _load_npy(given.data))
+        content = _predictions(given, network, _load_npy(given.data))
     else:
         with open_dataset(given.data, given.x) as data:
             _, part = chosen_part(data, given.split)
-            content = _answers(given, network, part.X)
+            content = _predictions(given, network, part.X)
     if given.out is not None:
         write_whole({given.out: content})
     else:
@@ -61,10 +61,10 @@ def _load_npy(path: str) -> np.ndarray:
     except OSError as cause:
         raise DataError(f"{path}: cannot be read: {cause.strerror or cause}") from None
     except (ValueError, EOFError) as cause:
-        raise DataError(f"{path}: not a whole, plain array of numbers: {cause}") from None
+        raise DataError(f"{path}: expected a complete, plain array of numbers: {cause}") from None
 
 
-def _answers(given: argparse.Namespace, network: Network, X: Any) -> bytes:
+def _predictions(given: argparse.Namespace, network: Network, X: Any) -> bytes:
     if given.out is not None and given.out.endswith(".npy"):
         array = io.BytesIO()
         np.save(array, network.predict(X))
@@ -91,6 +91,6 @@ def _rows(network: Network, X: Any) -> Iterator[list[Any]]:
         return
     yield ["index", "class", "name", "probability"]
     for i, row in enumerate(probabilities):
-        # the first of equals, and class 1 only above one half, as predict has it
+        # the first of equals, and class 1 only above one half, as in Network.predict
         k = int(row.argmax())
         yield [i, k, names[k], row[k]]

@@ -1,4 +1,4 @@
-"""dnn train: a data file in, a model file and its history out."""
+"""dnn train: train on a data file, write a model file and its history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dnn.activations import ACTIVATIONS
-from dnn.cli.common import add_common, add_names, check_finite, in_words, read_labels, show, tell, tell_device
+from dnn.cli.common import add_common, add_names, check_finite, in_words, inform, inform_device, read_labels, show
 from dnn.data import Dataset, Part, open_dataset, prepare
 from dnn.errors import DataError
 from dnn.files import check_writable, write_whole
@@ -27,43 +27,61 @@ from dnn.precision import PRECISIONS, check_precision
 from dnn.training import History
 
 FIT_SETTINGS = ("epochs", "batch_size", "validation_split", "shuffle", "memory_limit", "precision")
-"""Those of `dnn.training.FitSettings` that are flags of the same name."""
+"""The fields of `dnn.training.FitSettings` that are flags of the same name."""
 MANY_CLASSES = 1000
-"""Up to here more classes than examples are believed."""
+"""Up to this many classes are accepted even if there are fewer examples."""
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a network on a data file",
-        description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The output layer follows from the "
-        "labels: two classes, one sigmoid unit; more, softmax; real values, linear.",
+        description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The labels determine the output "
+        "layer: one sigmoid unit for two classes, softmax for more, linear for real values.",
     )
     parser.add_argument(
         "data", metavar="TRAIN.h5", help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes"
     )
-    parser.add_argument("--test", metavar="TEST.h5", help="the test part, where it is in a file of its own")
+    parser.add_argument("--test", metavar="TEST.h5", help="the test part, if it is in a separate file")
     add_names(parser)
-    parser.add_argument("--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layers, or none (64)")
-    parser.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers (relu)")
-    parser.add_argument("--output", choices=HEADS, help="instead of what the labels say")
-    parser.add_argument("--initializer", choices=INITIALIZERS, default="he_normal", help="(he_normal)", metavar="NAME")
-    parser.add_argument("--epochs", metavar="N", type=int, default=20, help="(20)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="(64)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(adam)")
-    parser.add_argument("--learning-rate", metavar="F", type=float, help="(adam 0.001, sgd and momentum 0.01)")
-    parser.add_argument("--validation-split", metavar="F", type=float, default=0.0, help="share of train held back (0)")
-    parser.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=True, help="a new order each epoch")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="(0)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="what a training step computes in (that of --dtype)")
     parser.add_argument(
-        "--input-scale", metavar="F", type=float, help="X is multiplied by it (1/255 for bytes, else 1)"
+        "--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layer sizes, or none (default: 64)"
     )
-    parser.add_argument("--memory-limit", metavar="GB", type=float, help="of the device's memory (what is free)")
-    parser.add_argument("--out", metavar="DIR", help="(runs/<name of the data file>)")
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers (default: relu)"
+    )
+    parser.add_argument("--output", choices=HEADS, help="output layer (default: from the labels)")
+    parser.add_argument(
+        "--initializer",
+        choices=INITIALIZERS,
+        default="he_normal",
+        help="initial weights (default: he_normal)",
+        metavar="NAME",
+    )
+    parser.add_argument("--epochs", metavar="N", type=int, default=20, help="passes over the data (default: 20)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="examples per update (default: 64)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(default: adam)")
+    parser.add_argument(
+        "--learning-rate", metavar="F", type=float, help="(default: 0.001 for adam, 0.01 for sgd and momentum)"
+    )
+    parser.add_argument(
+        "--validation-split", metavar="F", type=float, default=0.0, help="fraction of train to hold out (default: 0)"
+    )
+    parser.add_argument(
+        "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="use a new order each epoch"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of weights and shuffling (default: 0)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of training steps (default: that of --dtype)")
+    parser.add_argument(
+        "--input-scale", metavar="F", type=float, help="factor for X (default: 1/255 for bytes, else 1)"
+    )
+    parser.add_argument(
+        "--memory-limit", metavar="GB", type=float, help="device memory to use (default: all that is free)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/<name of the data file>)")
     parser.add_argument("--force", action="store_true", help="replace an existing model")
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -80,7 +98,7 @@ def run(given: argparse.Namespace) -> None:
         output, units = _output(given.output, labels, train_data)
         if train.X.ndim < 2 or 0 in train.X.shape:
             raise DataError(f"{given.data}: expected X of shape (examples, features), got {train.X.shape}")
-        # what the settings and the place for the result are worth is known now, not after the training
+        # settings and output paths are checked now, not after the training
         network = Network(
             [math.prod(train.X.shape[1:]), *given.hidden, units],
             activation=given.activation,
@@ -100,8 +118,8 @@ def run(given: argparse.Namespace) -> None:
             _check_test(network, train, test)
         for path in (model_path, history_path):
             check_writable(path, given.force)
-        tell_device(given, network)
-        tell(given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output")
+        inform_device(given, network)
+        inform(given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output")
         settings = {name: getattr(given, name) for name in FIT_SETTINGS}
         history = network.fit(train.X, labels, optimizer=optimizer, verbose=not given.quiet, **settings)
         measured = {"train": network.evaluate(train.X, labels)}
@@ -140,28 +158,28 @@ def _sizes(text: str) -> list[int]:
 
 def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
     if train_data.train is None:
-        raise DataError(f"{train_data.path}: it has no train part (no train_set_x)")
+        raise DataError(f"{train_data.path}: no train part (no train_set_x): name its data sets with --x and --y")
     test = test_data.test
     if test is None and test_data is not train_data:
-        # a file given as the test part may call its only part train
+        # in a file given with --test, the only part may be called train
         test = test_data.train
     return train_data.train, test
 
 
 def _check_test(network: Network, train: Part, test: Part) -> None:
-    """DataError now, rather than after the training, where the test part could not be evaluated."""
+    """Raise DataError, before the training rather than after it, if the test part cannot be evaluated."""
     if network.input_scale is None and (train.X.dtype == np.uint8) != (test.X.dtype == np.uint8):
         raise DataError(
-            f"X_test is {test.X.dtype} but X is {train.X.dtype}: bytes are scaled, other numbers are not: "
+            f"X_test is {test.X.dtype} but X is {train.X.dtype}, and only bytes are scaled: "
             "store both alike, or give --input-scale"
         )
     prepare(network, test.X, read_labels(test), name="X_test")
 
 
 def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
-    """The output and its number of units that these labels call for."""
+    """The output, and its number of units, that these labels imply."""
     if labels.size == 0:
-        raise DataError(f"{data.path}: the labels are an empty set")
+        raise DataError(f"{data.path}: expected at least one label, got an empty set")
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
         return _output_of_columns(asked, labels)
     binary = bool(np.isin(labels, (0, 1)).all())
@@ -172,17 +190,19 @@ def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, 
         return asked, 1
     wrong = labels[~np.isfinite(labels) | (labels < 0) | (labels != np.floor(labels))]
     if wrong.size:
-        raise DataError(f"{data.path}: expected class numbers from 0 on, got {wrong[0]}: --output linear takes values")
+        raise DataError(
+            f"{data.path}: expected class numbers from 0 up, got {wrong[0]}: use --output linear for values"
+        )
     largest = int(labels.max())
     classes = largest + 1 if data.classes is None else len(data.classes)
     if data.classes is not None and largest >= classes:
-        raise DataError(f"{data.path}: label {largest} is outside the classes, of which list_classes names {classes}")
+        raise DataError(f"{data.path}: label {largest} is out of range: list_classes names {classes} classes")
     if classes < 2:
-        raise DataError(f"{data.path}: all labels are 0: there is nothing to tell apart")
+        raise DataError(f"{data.path}: all labels are 0: expected at least two classes")
     if asked is None and data.classes is None and classes > max(len(labels), MANY_CLASSES):
         raise DataError(
-            f"{data.path}: labels up to {largest} for {len(labels)} examples are no class numbers: "
-            "--output linear takes them as values, --output softmax insists"
+            f"{data.path}: labels up to {largest} for {len(labels)} examples do not look like class numbers: "
+            "use --output linear for values, or --output softmax if they are"
         )
     if asked == "softmax" or classes > 2:
         return "softmax", classes

@@ -1,4 +1,4 @@
-"""Data at the door: HDF5 files in, checked and converted examples out."""
+"""Data loading: HDF5 files in, validated and converted examples out."""
 
 from dnn.data.examples import Examples, new_host_array, prepare, prepare_in_parts
 from dnn.data.hdf5 import Dataset, Part, open_dataset

@@ -1,4 +1,4 @@
-"""X and Y as a user has them -> checked, flattened, scaled arrays, once, at the door."""
+"""Validate, flatten and scale the user's X and Y, once, on input."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dnn.errors import DataError
 from dnn.network import Network
 
 CHUNK = 4_000_000
-"""Numbers converted at a time: conversion needs no second copy of the data."""
+"""Numbers converted at a time, so that conversion needs no second copy of the data."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """X (m, n_in), on the network's device or on the host; targets, on the device, as the output takes them, or None.
+    """X (m, n_in), on the network's device or on the host, and targets, on the device, in the output's form, or None.
 
-    Of an X on the host the device sees a batch at a time (see `dnn.batches.Batches`).
+    An X on the host is copied to the device one batch at a time (see `dnn.batches.Batches`).
 
-    Bytes stay bytes, a quarter of the memory, with the `scale` that a batch is multiplied by, of the network's dtype.
-    Anything else is in that dtype and scaled already: then `scale` is None.
+    Bytes stay bytes, a quarter of the memory of float32; each batch is multiplied by `scale`, a scalar of the network's
+    dtype. Anything else is already in that dtype and scaled, and `scale` is None.
     """
 
     X: Array
@@ -37,35 +37,35 @@ class Examples:
         return self.X.shape[0]
 
     def on(self, backend: Backend) -> Examples:
-        """The same, with X on the backend's device."""
+        """The same examples with X on the backend's device."""
         return replace(self, X=backend.asarray(self.X))
 
 
 NO_LABELS = object()
-"""What `prepare` is given where nobody asks for targets. None is no such thing: it is labels that went missing."""
+"""Passed to `prepare` when no targets are wanted. None does not mean this: it is an error, missing labels."""
 
 
 def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = False, name: str = "X") -> Examples:
-    """The examples for this network. `fitting` lets the first ones decide an automatic input_scale.
+    """The examples for this network. With `fitting`, the first ones determine an automatic input_scale.
 
-    X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y by output: see `targets_for`. DataError
-    names what does not fit. A NumPy X that needs no conversion is used as it is, not copied. X stays on the host, or on
-    the network's device if it is there: whether it moves is for those to say who know what else must fit.
+    X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y depends on the output: see `targets_for`.
+    DataError says what is wrong. A NumPy X that needs no conversion is used without a copy. X stays on the host, or on
+    the network's device if it is already there: the caller, who knows what else must fit, decides whether to move it.
     """
     X, targets, scale, kind = _checked(network, X, Y, name)
     examples = _converted(network, X, targets, scale, name, 0, X.shape[0])
     if fitting:
-        # only now, when nothing was refused: the network is as it was after a fit that never began
+        # only once everything is accepted: a rejected fit leaves the network unchanged
         network.input_scale, network.input_kind = scale, kind
         network.input_shape = network.input_shape or tuple(X.shape[1:])
     return examples
 
 
 def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int, Iterator[Examples]]:
-    """How many examples, and what `prepare` makes of them, part by part.
+    """The number of examples, and the examples as `prepare` returns them, part by part.
 
-    All is checked here but whether every number is finite. What is converted, or read from a file, is never there as
-    a whole.
+    Everything is checked here except that all numbers are finite. Data that is converted or read from a file is never
+    in memory as a whole.
     """
     X, targets, scale, _ = _checked(network, X, Y, "X")
     m, of_bytes = X.shape[0], X.dtype == np.uint8
@@ -82,7 +82,7 @@ def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int,
 
 
 def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | None, float, str | None]:
-    """X as an array of a fitting shape, the targets, the scale, and what it was taken for."""
+    """X as an array of the right shape, the targets, the scale, and the kind of input."""
     X = _as_array(name, X)
     _check_shape(network, name, X)
     scale, kind = _scaling(network, name, X)
@@ -95,31 +95,31 @@ def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | 
 def _converted(
     network: Network, X: Any, targets: Array | None, scale: float, name: str, first: int, last: int
 ) -> Examples:
-    """The examples from `first` to `last`; bytes with their scale, other numbers scaled already."""
+    """The examples from `first` to `last`: bytes with their scale, other numbers already scaled."""
     if X.dtype == np.uint8:
         return Examples(_convert(network, name, X, X.dtype, 1.0, first, last), targets, network.dtype.type(scale))
     return Examples(_convert(network, name, X, network.dtype, scale, first, last), targets)
 
 
 def _as_array(name: str, X: Any) -> Any:
-    """Something with shape and dtype, whose rows can be sliced."""
+    """X as an object with a shape and a dtype, whose rows can be sliced."""
     if type(X).__module__.startswith("h5py") and not X:
-        raise DataError(f"{name}: its file is closed: use it while the data set is open")
+        raise DataError(f"{name}: its file is closed: use the data set while the file is open")
     if hasattr(X, "to_numpy"):
         X = X.to_numpy()
     if not (hasattr(X, "shape") and _has_numpy_dtype(X)):
         try:
             X = np.asarray(X)
         except ValueError as error:
-            raise DataError(f"{name}: expected numbers in rows of one length, got rows that differ") from error
+            raise DataError(f"{name}: expected rows of one length, got rows of different lengths") from error
     if hasattr(X, "toarray"):
-        raise DataError(f"{name}: expected a dense array, got {type(X).__name__}: {name}.toarray() makes it one")
-    # who has a masked array has imported numpy.ma, which takes longer than all the rest of this
+        raise DataError(f"{name}: expected a dense array, got {type(X).__name__}: convert it with {name}.toarray()")
+    # a masked array implies that numpy.ma is imported; importing it here would take longer than everything else
     if "numpy.ma" in sys.modules and np.ma.is_masked(X):
-        raise DataError(f"{name}: expected numbers, got masked ones among them: fill or remove them")
+        raise DataError(f"{name}: expected numbers, got masked values: fill or remove them")
     kind = np.dtype(X.dtype).kind
     if kind not in "biuf":
-        what = "objects (rows of different length, or None among the numbers?)" if kind == "O" else str(X.dtype)
+        what = "objects (rows of different lengths, or None among the numbers?)" if kind == "O" else str(X.dtype)
         raise DataError(f"{name}: expected numbers, got {what}: convert it to a numeric array first")
     return X
 
@@ -127,7 +127,7 @@ def _as_array(name: str, X: Any) -> Any:
 def _has_numpy_dtype(X: Any) -> bool:
     try:
         np.dtype(X.dtype)
-    except (AttributeError, TypeError):  # a list; a tensor, whose library has dtypes of its own
+    except (AttributeError, TypeError):  # a list, or a tensor whose library defines its own dtypes
         return False
     return True
 
@@ -137,7 +137,7 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
     if len(X.shape) < 2:
         raise DataError(
             f"{name}: expected (examples, features), got shape {tuple(X.shape)}: "
-            f"reshape(-1, 1) makes it examples of one feature, reshape(1, -1) one example"
+            f"use reshape(-1, 1) for examples of one feature, reshape(1, -1) for one example"
         )
     if X.shape[0] == 0:
         raise DataError(f"{name}: expected at least one example, got an empty set of shape {tuple(X.shape)}")
@@ -148,27 +148,27 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
             f"transpose {name}" if transposed else f"give {n_in} features, or a network whose first size is {features}"
         )
         raise DataError(
-            f"layer 1: {name} has shape {tuple(X.shape)}, that is {features} features an example, but "
+            f"layer 1: {name} has shape {tuple(X.shape)}, that is {features} features per example, but "
             f"W1 {(n_1, n_in)} takes {n_in}: {fix}"
         )
 
 
 def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
-    """(input_scale, what it was taken for): what this X would decide, or what was decided and X is held against."""
+    """(input_scale, input_kind): what this X implies, or what is already fixed, after checking that X agrees."""
     kind = "bytes" if X.dtype == np.uint8 else "numbers"
     if network.input_scale is None:
         return (1 / 255 if kind == "bytes" else 1.0), kind
     if network.input_kind not in (None, kind):
-        trained = "uint8, scaled by 1/255" if network.input_kind == "bytes" else "numbers that are no bytes, unscaled"
-        fix = "give uint8" if network.input_kind == "bytes" else f"convert {name} as the training data was"
+        trained = "uint8, scaled by 1/255" if network.input_kind == "bytes" else "numbers other than bytes, unscaled"
+        fix = "give uint8" if network.input_kind == "bytes" else f"convert {name} as you did the training data"
         raise DataError(f"{name}: this network was trained on {trained}; got {X.dtype}: {fix}")
     return network.input_scale, network.input_kind
 
 
 def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float, first: int, last: int) -> Array:
-    """Rows first..last as (m, n_in), C-contiguous, in this dtype, times `scale`, every number finite.
+    """Rows first..last as a C-contiguous (m, n_in) array of this dtype, times `scale`, with all numbers finite.
 
-    On the host, or where X is.
+    On the host, or on the network's device if X is there.
     """
     backend = network.backend
     m, n_in = last - first, network.layer_sizes[0]
@@ -205,12 +205,12 @@ def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float) -> bool:
 
 
 def new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """An array on the host, contents undefined; DataError where this machine has not the memory."""
-    # a data file of 2 KB can declare 4 TiB: ask before the machine starts to swap
+    """An uninitialized array on the host; DataError if it exceeds this machine's memory."""
+    # a data file of 2 KB can declare 4 TiB: check before the machine starts to swap
     needed, (_, total) = math.prod(shape) * dtype.itemsize, get_backend("numpy").memory()
     if needed > total:
         raise DataError(
-            f"{name}: {shape[0]} examples of {shape[1]} features take {needed / 1e9:.1f} GB in {dtype}, "
+            f"{name}: {shape[0]} examples of {shape[1]} features take {needed / 1e9:.1f} GB in {dtype}, but "
             f"this machine has {total / 1e9:.1f} GB"
         )
     return np.empty(shape, dtype)
@@ -220,7 +220,7 @@ def _read(name: str, array: Any, rows: Any) -> np.ndarray:
     try:
         return np.asarray(array[rows])
     except OSError as cause:
-        raise DataError(f"{name}: its data set cannot be read: the file is damaged ({cause})") from None
+        raise DataError(f"{name}: cannot read its data set: the file is damaged ({cause})") from None
 
 
 def _is_device_array(X: Any) -> bool:
@@ -242,7 +242,7 @@ def _chunks(m: int, n_in: int) -> Iterator[tuple[int, int]]:
 def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
     if dtype.kind != "f":
         return
-    # a sum is finite only if every term is; only where it is not (overflow counts too) each number is looked at
+    # a finite sum means that every term is finite; otherwise (it may only have overflowed) check each number
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(rows.sum())
     if suspect and not np.isfinite(rows).all():
@@ -261,20 +261,20 @@ def _raise_non_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) 
 
 
 def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str = "X") -> np.ndarray:
-    """Y as the network's output takes it.
+    """Y in the form that the network's output expects.
 
     sigmoid, one unit   (m,) or (m, 1), values in [0, 1]              -> (m, 1) in the network's dtype
     sigmoid, K units    (m, K), values in [0, 1]                      -> (m, K)
     softmax, K units    (m,) or (m, 1) class numbers, or one-hot (m, K) -> (m, 1) int64
-    linear, K units     (m, K); (m,) too for one unit                 -> (m, K)
+    linear, K units     (m, K); also (m,) for one unit                -> (m, K)
     """
     Y = _as_array(name, Y)
     Y = backend_of(Y).to_numpy(Y) if _is_device_array(Y) else _read(name, Y, ...)
     K = network.layer_sizes[-1]
     if Y.ndim == 0 or Y.size == 0:
-        raise DataError(f"{name}: expected one label an example, got an empty set of shape {Y.shape}")
+        raise DataError(f"{name}: expected one label per example, got shape {Y.shape}")
     if Y.ndim == 2 and Y.shape[0] == 1 and Y.shape[1] == m and m > 1:
-        raise DataError(f"{name}: expected one label a row, got shape {Y.shape}: transpose it ({name}.T)")
+        raise DataError(f"{name}: expected one label per row, got shape {Y.shape}: transpose it ({name}.T)")
     if Y.shape[0] != m:
         raise DataError(f"{name}: expected {m} labels, as many as {X_name} has examples, got {Y.shape[0]}")
     if Y.ndim == 1:
@@ -294,8 +294,8 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
     if network.output == "sigmoid" and (Y.min() < 0 or Y.max() > 1):
         wrong = Y[(Y < 0) | (Y > 1)][0]
         raise DataError(
-            f"{name}: a sigmoid output takes labels 0 and 1 (or a probability between), got {wrong:g}: "
-            "number the classes 0 and 1, or use output='softmax' for more than two, 'linear' for values"
+            f"{name}: a sigmoid output takes labels 0 and 1 (or probabilities in between), got {wrong:g}: number the "
+            "classes 0 and 1, or use output='softmax' for more than two classes, 'linear' for real values"
         )
     return Y
 
@@ -303,12 +303,12 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
 def _class_numbers(name: str, Y: np.ndarray, K: int) -> np.ndarray:
     if Y.ndim == 2 and Y.shape[1] == K:
         if not (np.isin(Y, (0, 1)).all() and (Y.sum(axis=1) == 1).all()):
-            raise DataError(f"{name}: expected one 1 and zeros in every row of one-hot labels {Y.shape}")
+            raise DataError(f"{name}: expected a single 1 and zeros in every row of one-hot labels {Y.shape}")
         return Y.argmax(axis=1).reshape(-1, 1).astype(np.int64)
     if Y.ndim != 2 or Y.shape[1] != 1:
         raise DataError(
-            f"{name}: a softmax output of {K} units takes class numbers ({len(Y)},) or one-hot ({len(Y)}, {K}), "
-            f"got shape {Y.shape}"
+            f"{name}: a softmax output of {K} units takes class numbers ({len(Y)},) or one-hot labels "
+            f"({len(Y)}, {K}), got shape {Y.shape}"
         )
     if Y.dtype.kind == "f":
         whole = np.isfinite(Y) & (np.floor(Y) == Y)
@@ -316,5 +316,5 @@ def _class_numbers(name: str, Y: np.ndarray, K: int) -> np.ndarray:
             raise DataError(f"{name}: expected whole class numbers 0 to {K - 1}, got {Y[~whole][0]}")
     if Y.min() < 0 or Y.max() >= K:
         wrong = Y[(Y < 0) | (Y >= K)][0]
-        raise DataError(f"{name}: expected class numbers 0 to {K - 1}, as the network has {K} outputs, got {wrong}")
+        raise DataError(f"{name}: expected class numbers 0 to {K - 1} for {K} outputs, got {wrong}")
     return np.ascontiguousarray(Y, dtype=np.int64)

@@ -19,13 +19,13 @@ from dnn.errors import DataError, DnnError
 
 _LFS = b"version https://git-lfs"
 LARGEST_NAMES = 100_000_000
-"""Bytes of list_classes: more are no names, and a file of 2 KB can declare them."""
+"""Most bytes that list_classes may take: a file of 2 KB can declare far more than names ever need."""
 
 
 class Part:
-    """One part of a file: `X` (m, ...) and `Y` (m,) or (m, K), HDF5 data sets, read when they are used.
+    """One part of a file: `X` (m, ...) and `Y` (m,) or (m, K), HDF5 data sets that are read on use.
 
-    A part may lack its labels, to be predicted: then asking for `Y` is a DataError that says what the file has.
+    A part may lack labels, for prediction: then accessing `Y` raises a DataError that lists the file's data sets.
     """
 
     def __init__(self, X: Any, Y: Any, no_labels: str) -> None:
@@ -45,9 +45,9 @@ class Part:
 
 
 class Dataset:
-    """An open data file: `train` and `test` (None where the file has none) and `classes` (None, or names).
+    """An open data file: `train` and `test` (None if absent) and `classes` (names, or None).
 
-    A context manager; after `close` nothing more can be read from the parts.
+    A context manager; the parts cannot be read after `close`.
     """
 
     def __init__(self, path: str, file: Any, train: Part | None, test: Part | None, classes: list[str] | None) -> None:
@@ -73,11 +73,11 @@ class Dataset:
 
 
 def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None = None) -> Dataset:
-    """Open a data file lazily: nothing is read before it is used.
+    """Open a data file lazily: examples and labels are read on use.
 
-    Without names: the assignment's layout, `train` and `test` each where the file has it. With `x` and `y`: those two
-    data sets are `train`, and there is no `test`; with `x` alone it has no labels. DataError says what is wrong with
-    the file.
+    Without `x` and `y`, the file has the assignment's layout, with `train`, `test` or both. With `x` and `y`, those two
+    data sets are `train`, and there is no `test`; with `x` alone, `train` has no labels. DataError says what is wrong
+    with the file.
     """
     if x is None and y is not None:
         raise ValueError("open_dataset: y names the labels of the examples that x names: give x too")
@@ -86,7 +86,7 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
     train: Part | None
     test: Part | None
     try:
-        with damage_told(path, DataError):
+        with reporting_damage(path, DataError):
             if x is not None:
                 train, test = _part(path, file, x, y), None
             else:
@@ -103,7 +103,7 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
             if "list_classes" in file:
                 names = _dataset(path, file, "list_classes")
                 if names.ndim != 1 or names.nbytes > LARGEST_NAMES:
-                    raise DataError(f"{path}: list_classes: expected one name a class, got shape {names.shape}")
+                    raise DataError(f"{path}: list_classes: expected one name per class, got shape {names.shape}")
                 classes = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names[...]]
         return Dataset(path, file, train, test, classes)
     except BaseException:
@@ -112,8 +112,8 @@ def open_dataset(path: str | PathLike[str], x: str | None = None, y: str | None 
 
 
 @contextmanager
-def damage_told(path: str, error: type[Exception]) -> Iterator[None]:
-    """What h5py raises on a damaged file, a KeyError as likely as an OSError, as `error` in one line."""
+def reporting_damage(path: str, error: type[Exception]) -> Iterator[None]:
+    """Turn whatever h5py raises on a damaged file, from KeyError to OSError, into a one-line `error`."""
     try:
         yield
     except (DnnError, BackendUnavailableError):
@@ -123,8 +123,8 @@ def damage_told(path: str, error: type[Exception]) -> Iterator[None]:
 
 
 def open_hdf5(path: str, error: type[Exception]) -> Any:
-    """The file, opened for reading; `error`, in one line, where it is none."""
-    import h5py  # a tenth of a second: only who opens a file pays it
+    """The file, opened for reading; a one-line `error` if it is not a readable HDF5 file."""
+    import h5py  # a tenth of a second, paid only when a file is opened
 
     read_head(path, error)
     try:
@@ -133,16 +133,18 @@ def open_hdf5(path: str, error: type[Exception]) -> Any:
         if "truncated" in str(cause):
             raise error(f"{path}: the HDF5 file is truncated: copy or download it again") from None
         if isinstance(cause, BlockingIOError):
-            raise error(f"{path}: cannot be read while another program writes it: wait for it, or close it") from None
+            raise error(
+                f"{path}: cannot be read while another program writes it: wait, or close that program"
+            ) from None
         if not h5py.is_hdf5(path):
             raise error(f"{path}: not an HDF5 file") from None
         raise error(f"{path}: a damaged HDF5 file: {cause}") from None
 
 
 def read_head(path: str, error: type[Exception]) -> bytes:
-    """The first bytes of a file that can be read; `error`, in one line, where it cannot or where it is no data."""
+    """The first bytes of a file; a one-line `error` if it cannot be read or holds no data."""
     try:
-        # a pipe would be waited for, and neither format can be read from one
+        # opening a pipe would block, and neither format can be read from one
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise error(f"{path}: expected a file, got a pipe or a device: copy it to a file first")
         with open(path, "rb") as file:
@@ -152,7 +154,7 @@ def read_head(path: str, error: type[Exception]) -> bytes:
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror}") from None
     if head == _LFS:
-        raise error(f"{path}: this is a Git LFS pointer, not the data: run 'git lfs pull' where it came from")
+        raise error(f"{path}: this is a Git LFS pointer, not the data: run 'git lfs pull' in its repository")
     if not head:
         raise error(f"{path}: the file is empty")
     return head
@@ -174,16 +176,16 @@ def _part(path: str, file: Any, x: str, y: str | None) -> Part:
 def _numbers(path: str, file: Any, name: str) -> Any:
     data = _dataset(path, file, name)
     if not data.shape:
-        raise DataError(f"{path}: {name}: expected one example a row, got a single value")
+        raise DataError(f"{path}: {name}: expected one example per row, got a single value")
     if data.dtype.kind not in "biuf":
         raise DataError(f"{path}: {name}: expected numbers, got {data.dtype}")
     if data.size and not data.id.get_storage_size():
-        raise DataError(f"{path}: {name}: shape {data.shape} is declared, but no number was ever written")
+        raise DataError(f"{path}: {name}: shape {data.shape} is declared, but no data was ever written")
     return data
 
 
 def _dataset(path: str, file: Any, name: str) -> Any:
-    """The data set of that name, stored in this very file: links into other files are not followed."""
+    """The data set of that name, stored in this file itself: links are not followed."""
     import h5py
 
     group = file
@@ -202,7 +204,7 @@ def _dataset(path: str, file: Any, name: str) -> Any:
     if group.external is not None or group.is_virtual:
         raise DataError(f"{path}: {name} keeps its data in another file: refused; store the data itself")
     if group.shape is None:
-        raise DataError(f"{path}: {name} holds nothing")
+        raise DataError(f"{path}: {name} is empty")
     return group
 
 
