@@ -35,6 +35,15 @@ def test_a_batch_of_bytes_is_scaled_in_the_dtype_of_the_network(dtype, backend: 
     np.testing.assert_array_equal(X, source[::-1].astype(dtype) * scale)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scatter_add_sums_the_values_of_each_row(dtype, backend: Backend):
+    values, rows = RNG.integers(-9, 9, (40, 3)).astype(dtype), RNG.integers(0, 5, 40)
+    expected = np.zeros((7, 3), dtype)
+    np.add.at(expected, rows, values)
+    (result,) = on_backend(backend, functional.scatter_add, values, rows, n=7)
+    np.testing.assert_array_equal(result, expected)
+
+
 # ------------------------------------------------------------------------------------------- linear
 
 

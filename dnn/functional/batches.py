@@ -21,3 +21,12 @@ def load_batch(xp: Any, source: Array, rows: Array, scale: Any, dtype: Any) -> A
 def one_hot(xp: Any, labels: Array, K: int) -> Array:
     """Y_ik = [k = label_i], as bool (m, K). labels (m, 1)."""
     return labels == xp.arange(K)
+
+
+def scatter_add(xp: Any, values: Array, rows: Array, n: int) -> Array:
+    """out_r = Σ values_i over the i with rows_i = r: (n, K), from values (m, K) and rows (m,) int64 below n.
+
+    A product with the rows one-hot, so the sums have one order on every backend; m n K multiplications. An infinity or
+    nan in `values` reaches its whole column.
+    """
+    return xp.dot((rows[:, None] == xp.arange(n)).astype(values.dtype).T, values)
