@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dnn.backends.codegen.expressions import Block, Expander, constant, literal, llvm_type, memory_type
-from dnn.backends.plan.fusion import FREE, Fused, Loop, grid, is_fusable, is_reduction, stripped
+from dnn.backends.plan.fusion import CHEAP, FREE, Fused, Loop, grid, is_fusable, is_reduction, stripped
 from dnn.backends.plan.graph import Buffer, Plan, Value, View
 from dnn.backends.plan.operations import ELEMENTWISE
 
@@ -97,7 +97,6 @@ class _Emitter:
         self.streams: list[Stream] = []
         self.sizes: list[int] = []
         self.uniform: dict[Value, str] = {}
-        self.pointers: dict[Stream, str] = {}
         self.labels = 0
         self.spilled: dict[Value, int] = {}
         self.scratch_bytes = 0
@@ -599,7 +598,7 @@ def _expensive(emitter: _Emitter, value: Value) -> bool:
     value = stripped(value)
     if emitter.is_leaf(value) or emitter.variance(value) in (UNIFORM, ROW) or value in emitter.spilled:
         return False
-    if value.op in ELEMENTWISE and ELEMENTWISE[value.op].cost > 8:
+    if value.op in ELEMENTWISE and ELEMENTWISE[value.op].cost > CHEAP:
         return True
     return any(_expensive(emitter, operand) for operand in value.inputs)
 

@@ -8,7 +8,6 @@ cost more than a load.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from dnn.backends.plan.graph import Buffer, Plan, PlanError, Value, View, live_nodes
@@ -513,10 +512,3 @@ def _connected(members: list[_Member], kind: str) -> list[list[_Member]]:
         sets = [item for item in sets if item not in joint]
         sets.append((merged, [*(m for item in joint for m in item[1]), member]))
     return [sorted(found, key=lambda m: m.root.number) for _, found in sets]
-
-
-def total_bytes(buffers: list[Buffer]) -> int:
-    return sum(-(-buffer.nbytes // 64) * 64 for buffer in buffers)
-
-
-__all__ = ["FREE", "Fused", "Loop", "Operation", "Product", "fuse", "grid", "is_reduction", "math", "stripped"]

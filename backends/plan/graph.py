@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dnn.backends.base import Array
-from dnn.backends.plan.operations import ALIASES, CASTS, ELEMENTWISE, REDUCTIONS, result_dtype
+from dnn.backends.plan.operations import ALIASES, ELEMENTWISE, REDUCTIONS, result_dtype
 
 Shape = tuple[int, ...]
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -659,6 +659,3 @@ def _where_raised(error: BaseException) -> str:
     if trace is None:
         return ""
     return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
-__all__ = ["CASTS", "Buffer", "Plan", "PlanError", "Tracer", "Value", "View", "constant_of", "live_nodes"]

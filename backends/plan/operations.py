@@ -46,8 +46,6 @@ ALIASES = {"abs": "absolute", "conjugate": "positive", "bitwise_not": "invert", 
 
 REDUCTIONS = ("sum", "max", "min", "argmax")
 
-CASTS = ("cast", "bitcast")
-
 
 def result_dtype(name: str, kinds: Sequence[Any]) -> tuple[list[np.dtype], np.dtype]:
     """The dtypes that the operands are taken in, and the result's; TypeError where NumPy has none.
