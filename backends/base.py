@@ -148,15 +148,16 @@ class Backend(ABC):
         """out_i = source[rows_i]. Every row must be within source."""
         self.xp.take(source, rows, axis=0, out=out)
 
-    def compile(self, plan: Plan) -> Callable[[], None]:
-        """A callable that runs the plan as fast as this machine can. Missing buffers are allocated.
+    def compile(self, plan: Plan) -> Callable[..., None]:
+        """What runs the plan as fast as this machine can: called as run(), once; as run(times), that many times in a
+        row. Missing buffers are allocated.
 
         Inside a run (`stream`), it uses that run's threads or queue.
         """
         return self.run_stepwise(plan)
 
-    def run_stepwise(self, plan: Plan) -> Callable[[], None]:
-        """A callable that runs the plan operation by operation: no preparation, for plans that run a few times."""
+    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
+        """Likewise, operation by operation: no preparation, for plans that run a few times."""
         from dnn.backends.plan.stepwise import Stepwise
 
         return Stepwise(plan, self)

@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, compiled_steps, log_once
-from dnn.backends.cublas import Products
+from dnn.backends.cublas import WORKSPACE_BYTES, Products, load
 
 if TYPE_CHECKING:
+    from dnn.backends.cuda_kernels import KernelLoader, KernelStep
     from dnn.backends.plan import Plan
 
 _WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
 
 
 class CupyBackend(Backend):
+    """CuPy on the device that was current when this was made: memory, streams and cuBLAS handles belong to it.
+
+    Each method enters it; what is called inside `stream` finds it entered.
+    """
+
     name = "cupy"
 
     def __init__(self) -> None:
         self.xp = _usable_cupy()
+        self._device = self.xp.cuda.Device().id
         # a stream a thread: what another one launches must not come into the graph that this one captures
         self._of_thread = threading.local()
         self._temporaries = self.xp.cuda.MemoryPool()
-        self._products = _own_products(self.xp)
-        self.precisions = _precisions(self.xp) if self._products else {}
+        self._products = Products(self.xp, load())
+        self._loader = _kernel_loader(self.xp)
+        self.precisions = _precisions(self.xp)
+        self.made: Counter[str] = Counter()
+        """How many steps were made in which form: block, grid, launches, operation by operation."""
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return self.xp.cuda.Device(self._device)
+
+    @property
+    def launches(self) -> int:
+        """How many graphs were launched so far."""
+        return _Graph.launched
 
     @property
     def device(self) -> str:
-        device = self.xp.cuda.Device()
-        name = self.xp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
-        capability = device.compute_capability
-        return f"GPU {device.id} ({name}, compute capability {capability[:-1]}.{capability[-1]})"
+        name = self.xp.cuda.runtime.getDeviceProperties(self._device)["name"].decode()
+        capability = self.xp.cuda.Device(self._device).compute_capability
+        return f"GPU {self._device} ({name}, compute capability {capability[:-1]}.{capability[-1]})"
 
     def memory(self) -> tuple[int, int]:
-        free, total = self.xp.cuda.runtime.memGetInfo()
-        # what CuPy's pool holds and no array uses is free for the next array too
-        return free + self.xp.get_default_memory_pool().free_bytes(), total
+        with self._on_device():
+            free, total = self.xp.cuda.runtime.memGetInfo()
+            # what CuPy's pool holds and no array uses is free for the next array too
+            return free + self.xp.get_default_memory_pool().free_bytes(), total
 
     def facts(self) -> dict[str, str]:
         runtime, cupy = self.xp.cuda.runtime, self.xp
@@ -54,58 +74,107 @@ class CupyBackend(Backend):
         return {
             "CuPy": cupy.__version__,
             "CUDA": f"{_version(runtime.runtimeGetVersion())}, driver for {_version(runtime.driverGetVersion())}",
+            "cuBLAS": load()._name,
             "kernel cache": cache,
-            "steps": "replayed as CUDA graphs" if self._products else "eager: install nvmath-python",
+            "steps": self._how(),
             "precisions": ", ".join(["float32", "float64", *self.precisions]),
         }
+
+    def _how(self) -> str:
+        if not compiled_steps():
+            return "operation by operation: DNN_COMPILED says so"
+        if self._loader is None:
+            return "operation by operation, as CUDA graphs: install llvmlite for kernels made of each step"
+        return f"kernels made by llvmlite {version('llvmlite')}, as CUDA graphs where a step takes several"
 
     def owns(self, array: object) -> bool:
         return isinstance(array, self.xp.ndarray)
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        return self.xp.empty(shape, dtype)
+        with self._on_device():
+            return self.xp.empty(shape, dtype)
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Array:
-        return self.xp.zeros(shape, dtype)
+        with self._on_device():
+            return self.xp.zeros(shape, dtype)
 
     def asarray(self, array: object, dtype: Any = None) -> Array:
-        return self.xp.asarray(array, dtype=dtype)
+        with self._on_device():
+            return self.xp.asarray(array, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        return array.get() if self.owns(array) else np.asarray(array)
+        if not self.owns(array):
+            return np.asarray(array)
+        with self._on_device():
+            return array.get()
 
     def synchronize(self) -> None:
-        self.xp.cuda.get_current_stream().synchronize()
+        with self._on_device():
+            self.xp.cuda.get_current_stream().synchronize()
 
     def product(self, precision: str | None) -> Callable[[Array, Array, Array], object]:
-        if self._products is None:
-            return self.xp.dot
         return self._products.tf32 if precision == "tf32" else self._products
 
-    def compile(self, plan: Plan) -> Callable[[], None]:
-        """Operation by operation, captured as a CUDA graph where products can be."""
-        step = self.run_stepwise(plan)
-        if self._products is None or not compiled_steps():
-            return step
-        return _Graph(self.xp, step, self._temporaries.malloc)
+    def compile(self, plan: Plan) -> Callable[..., None]:
+        """One kernel where the step is small; else kernels and products, or what runs it operation by operation, as a
+        CUDA graph."""
+        if not compiled_steps():
+            return self.run_stepwise(plan)
+        step = self._kernels(plan)
+        if step is None:
+            self.made["operation by operation"] += 1
+            return _Graph(self.xp, self.run_stepwise(plan), self._products, self._temporaries.malloc)
+        self.made[step.form] += 1
+        return step if step.is_one_kernel else _Graph(self.xp, step, self._products)
+
+    def _kernels(self, plan: Plan) -> KernelStep | None:
+        """The plan as kernels derived from it; None where they cannot be had."""
+        if self._loader is None:
+            log_once("steps run operation by operation: install llvmlite, which makes kernels of them")
+            return None
+        from dnn.backends.codegen.gpu import TooLarge
+        from dnn.backends.cuda_kernels import KernelStep
+
+        try:
+            with self._on_device():
+                return KernelStep(plan, self._loader, self._products, self.zeros)
+        except TooLarge as error:
+            log_once(f"a step runs operation by operation: {error}")
+            return None
+
+    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
+        with self._on_device():
+            return super().run_stepwise(plan)
+
+    def plan_bytes(self, plan: Plan) -> int:
+        """With the workspace of this thread's products, where it has none yet."""
+        if self._loader is None or not compiled_steps():
+            nbytes, multiplies = super().plan_bytes(plan), any(node.op == "dot" for node in plan.nodes)
+        else:
+            from dnn.backends.cuda_kernels import kernel_bytes
+
+            nbytes, multiplies = kernel_bytes(plan, self._loader.blocks)
+        return nbytes + (multiplies and not self._products.has_handle) * WORKSPACE_BYTES
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         from cupyx import empty_pinned
 
-        return PinnedFeeder(self.xp, empty_pinned, source, batch_size)
+        with self._on_device():
+            return PinnedFeeder(self.xp, empty_pinned, source, batch_size)
 
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
-        outside = self.xp.cuda.get_current_stream()
-        own = getattr(self._of_thread, "stream", None)
-        if own is None:
-            own = self._of_thread.stream = self.xp.cuda.Stream(non_blocking=True)
-        own.wait_event(outside.record())
-        try:
-            with own:
-                yield own
-        finally:
-            outside.wait_event(own.record())
+        with self._on_device():
+            outside = self.xp.cuda.get_current_stream()
+            own = getattr(self._of_thread, "stream", None)
+            if own is None:
+                own = self._of_thread.stream = self.xp.cuda.Stream(non_blocking=True)
+            own.wait_event(outside.record())
+            try:
+                with own:
+                    yield own
+            finally:
+                outside.wait_event(own.record())
 
 
 class PinnedFeeder(Feeder):
@@ -165,49 +234,80 @@ class _Buffer:
 class _Graph:
     """A step that is run twice as it is (kernels are compiled, libraries set up), then captured, and then replayed.
 
-    A graph keeps the addresses of its arrays. CuPy's reductions take temporary ones, so these come from an allocator
-    that nothing else uses: memory of the common pool would be given to somebody else, and overwritten by every replay.
+    A graph keeps the addresses of what it captured. What a step allocates while it runs would go back to the common
+    pool, be given to somebody else, and be overwritten by every replay: while a step is captured, asking for memory is
+    an error. `temporaries` is for a step that must, since CuPy's reductions do: an allocator that nothing else uses.
+
+    Products work in a workspace of the thread that captured them. In another thread the step begins anew.
     """
 
     WARM_UP = 2
+    launched = 0
+    MANY = 8
+    """Runs in a graph of its own: what starting a graph takes is shared by so many."""
 
-    def __init__(self, cupy: Any, step: Callable[[], None], allocator: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        cupy: Any,
+        step: Callable[[], None],
+        products: Products,
+        temporaries: Callable[[int], Any] | None = None,
+    ) -> None:
         self._cupy = cupy
         self._step = step
-        self._allocator = allocator
+        self._products = products
+        self._temporaries = temporaries
+        self._handle: Any = None
         self._runs = 0
-        self._graph: Any = None
+        self._graphs: dict[int, Any] = {}
+        """By the number of runs; None where they cannot be captured."""
 
-    def __call__(self) -> None:
-        if self._graph is not None:
-            self._graph.launch()
-            return
-        self._runs += 1
-        stream = self._cupy.cuda.get_current_stream()
-        if self._runs == self.WARM_UP + 1 and stream.ptr != 0:  # the null stream cannot be captured
-            self._graph = self._captured(stream)
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            self._run()
+    def __call__(self, times: int = 1) -> None:
+        handle = self._products.handle()
+        if handle is not self._handle:
+            self._graphs, self._handle, self._runs = {}, handle, 0
+        while times:
+            self._runs += 1
+            can_capture = (
+                self._runs > self.WARM_UP and self._cupy.cuda.get_current_stream().ptr != 0
+            )  # not the null one
+            count = self.MANY if can_capture and times >= self.MANY else 1
+            graph = self._graph_of(count) if can_capture else None
+            if graph is not None:
+                graph.launch()
+                _Graph.launched += 1
+            else:
+                for _ in range(count):
+                    self._run()
+            times -= count
+
+    def _graph_of(self, count: int) -> Any:
+        if count not in self._graphs:
+            self._graphs[count] = self._captured(self._cupy.cuda.get_current_stream(), count)
+        return self._graphs[count]
 
     def _run(self) -> None:
-        with self._cupy.cuda.using_allocator(self._allocator):
+        if self._temporaries is None:
+            self._step()
+            return
+        with self._cupy.cuda.using_allocator(self._temporaries):
             self._step()
 
-    def _captured(self, stream: Any) -> Any:
-        """The graph; None where the step cannot be captured."""
+    def _captured(self, stream: Any, count: int) -> Any:
+        """The graph of so many runs; None where the step cannot be captured."""
         try:
-            return self._capture(stream)
+            return self._capture(stream, count)
         except Exception as error:
             # whatever it is, the step runs as well without
             log_once(f"this step cannot be captured as a CUDA graph, it runs eagerly: {error}")
             return None
 
-    def _capture(self, stream: Any) -> Any:
+    def _capture(self, stream: Any, count: int) -> Any:
         stream.begin_capture()
         try:
-            self._run()
+            with self._cupy.cuda.using_allocator(_refuse_memory):
+                for _ in range(count):
+                    self._run()
         except BaseException:
             with suppress(Exception):
                 stream.end_capture()
@@ -215,14 +315,18 @@ class _Graph:
         return stream.end_capture()
 
 
-def _own_products(cupy: Any) -> Products | None:
-    try:
-        from nvmath.bindings import cublas
+def _refuse_memory(size: int) -> Any:
+    raise RuntimeError(
+        f"memory was asked for while a step is captured ({size} bytes): allocate it before the step runs"
+    )
 
-        return Products(cupy, cublas)
-    except Exception as error:  # no nvmath, no cuBLAS, or one that does not fit the driver
-        log_once(f"steps run eagerly, not as CUDA graphs: {error}; pip install 'dnn[cuda13]' has what it needs")
+
+def _kernel_loader(cupy: Any) -> KernelLoader | None:
+    if find_spec("llvmlite") is None:
         return None
+    from dnn.backends.cuda_kernels import KernelLoader
+
+    return KernelLoader(cupy)
 
 
 def _precisions(cupy: Any) -> dict[str, np.dtype]:
@@ -276,6 +380,7 @@ def _usable_cupy() -> Any:
         # the wheel alone brings neither: a kernel needs NVRTC and CUDA's headers, a product cuBLAS
         two = cupy.ones((2, 2), np.float32)
         cupy.dot(two + 1, two).get()
+        load()
     except Exception as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackendUnavailableError(

@@ -74,7 +74,7 @@ class NumpyBackend(Backend):
         # mode="clip": the default mode buffers the whole output, to leave it unchanged if a row is out of range
         source.take(rows, axis=0, out=out, mode="clip")
 
-    def compile(self, plan: Plan) -> Callable[[], None]:
+    def compile(self, plan: Plan) -> Callable[..., None]:
         """Machine code on the run's threads if llvmlite is usable, else operation by operation."""
         if not self.compiles():
             return self.run_stepwise(plan)
@@ -182,7 +182,7 @@ class _Compiled:
         self._run: _Run | None = None
         self._call: Callable[[], None] | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, times: int = 1) -> None:
         run = self._backend.current_run()
         if run is not self._run or self._call is None:
             from dnn.backends.codegen.runtime import Pool
@@ -191,7 +191,8 @@ class _Compiled:
                 run.hold_blas(1)  # each thread of a program calls the BLAS on its own
             self._run, self._pool = run, Pool(1) if run is None else run.pool
             self._call = self._pool.bind(self.plan.program)
-        self._call()
+        for _ in range(times):
+            self._call()
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,18 @@ import numpy as np
 from dnn.backends import Array, Backend, Feeder
 from dnn.backends.plan import Buffer, Plan
 from dnn.data import Examples
-from dnn.step import FED, GATHERED, IN_PLACE, Step, load
+from dnn.step import FED, GATHERED, IN_PLACE, Order, Step, load
+
+SHORT_CALL, MOST_STEPS = 0.005, 32
+"""Seconds under which a call may do twice as many steps next time, and the most that it does: Ctrl-C and the progress
+wait for a call to return."""
 
 
 class Batches:
     """Batches of these rows of the examples, each a run of a step.
 
-    `bind(examples, size, loading)` makes the step for batches of a size: the full one, and that of the smaller last.
-    Iterating runs them, batch by batch, and gives the steps.
+    `bind(examples, size, loading, order)` makes the step for batches of a size: the full one, and that of the smaller
+    last. Iterating runs them, batch by batch, and gives the steps; `run` runs several at a time.
 
     A single batch is loaded once, here, and then used in place. Where X is on the host its rows are fed: those of the
     next two batches are gathered and copied while the device computes with this one.
@@ -31,37 +36,38 @@ class Batches:
         examples: Examples,
         rows: np.ndarray,
         batch_size: int,
-        bind: Callable[[Examples, int, str], Step],
+        bind: Callable[[Examples, int, str, Order | None], Step],
         dtype: np.dtype,
         optimized: bool = True,
     ) -> None:
         m = len(rows)
         batch_size = min(batch_size, m)
-        self._alone = batch_size == m
         self._backend = backend
         self._feeder: Feeder | None = None
-        loading = GATHERED
-        if self._alone:
+        # copies: another order is written into them
+        self._order: Order | None = None
+        self._order_on_host = rows.copy()
+        if batch_size == m:
             loading = IN_PLACE
             examples = in_place(backend, examples, rows, dtype)
-        elif not backend.owns(examples.X):
-            loading = FED
-            self._feeder = backend.feeder(examples.X, batch_size)
-        sizes = [size for size in (batch_size, m % batch_size) if size]
-        self.steps = [bind(examples, size, loading).compile(optimized) for size in sizes]
-        # copies: another order is written into them
-        self._order, self._order_on_host = backend.asarray(rows.copy()), rows.copy()
-        self._batches = []
-        for start in range(0, m, batch_size):
-            batch, which = slice(start, start + batch_size), 0 if start + batch_size <= m else -1
-            self._batches.append((self.steps[which], self._order[batch], self._order_on_host[batch]))
+        else:
+            loading = GATHERED
+            self._order = Order(backend.asarray(rows.copy()), backend.zeros(1, np.int64))
+            if not backend.owns(examples.X):
+                loading = FED
+                self._feeder = backend.feeder(examples.X, batch_size)
+        numbers = {size: number for size, number in ((batch_size, m // batch_size), (m % batch_size, 1)) if size}
+        self.steps = [bind(examples, size, loading, self._order).compile(optimized) for size in numbers]
+        self._numbers = list(numbers.values())
+        self._at_once = 1
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return sum(self._numbers)
 
     def reorder(self, rows: np.ndarray) -> None:
         """Take the examples in this order from now on."""
-        self._order[...] = self._backend.asarray(rows)
+        assert self._order is not None
+        self._order.rows[...] = self._backend.asarray(rows)
         self._order_on_host[...] = rows
 
     def reset(self) -> None:
@@ -79,28 +85,52 @@ class Batches:
         return loss / m, metric
 
     def __iter__(self) -> Iterator[Step]:
+        self._begin()
         if self._feeder is not None:
             yield from self._fed(self._feeder)
             return
-        for step, rows, _ in self._batches:
-            if not self._alone:
-                step.array("rows")[...] = rows
+        for step in self._each():
             step()
             yield step
 
+    def run(self) -> Iterator[int]:
+        """Run all batches, several by one call where that is short; gives how many each call ran."""
+        if self._feeder is not None:
+            for _ in self:
+                yield 1
+            return
+        self._begin()
+        for step, left in zip(self.steps, self._numbers, strict=True):
+            while left:
+                times = min(self._at_once, left)
+                start = perf_counter()
+                step(times)
+                if times == self._at_once and perf_counter() - start < SHORT_CALL:
+                    self._at_once = min(2 * times, MOST_STEPS)
+                left -= times
+                yield times
+
+    def _begin(self) -> None:
+        if self._order is not None:
+            self._order.position.fill(0)
+
+    def _each(self) -> Iterator[Step]:
+        """The step of every batch."""
+        return chain.from_iterable(map(repeat, self.steps, self._numbers))
+
     def _fed(self, feeder: Feeder) -> Iterator[Step]:
-        to_come = iter([rows_on_host for *_, rows_on_host in self._batches])
+        order, size = self._order_on_host, self.steps[0].batch_size
+        to_come = (order[start : start + size] for start in range(0, len(order), size))
         try:
-            for rows_on_host in islice(to_come, feeder.AHEAD):
-                feeder.enqueue(rows_on_host)
-            for step, rows, _ in self._batches:
-                step.array("rows")[...] = rows
+            for rows in islice(to_come, feeder.AHEAD):
+                feeder.enqueue(rows)
+            for step in self._each():
                 with feeder.batch() as X:
                     step.array("X")[...] = X
                 step()
                 # the step is queued: the device has work while the host gathers
-                for rows_on_host in islice(to_come, 1):
-                    feeder.enqueue(rows_on_host)
+                for rows in islice(to_come, 1):
+                    feeder.enqueue(rows)
                 yield step
         finally:
             feeder.drain()
@@ -130,7 +160,9 @@ def is_loaded(examples: Examples, rows: np.ndarray, dtype: np.dtype) -> bool:
 def loading_plan(examples: Examples, m: int, dtype: np.dtype, fed: bool) -> tuple[Plan, dict[str, Buffer]]:
     """What loads m of the examples, once; `fed`: X is not on the device."""
     plan = Plan()
-    buffers, *values = load(plan, examples, m, FED if fed else GATHERED, dtype)
+    rows = plan.buffer("rows", m, np.int64)
+    buffers, *values = load(plan, examples, plan.read(rows), FED if fed else GATHERED, dtype)
+    buffers["rows"] = rows
     for name, value in zip(("loaded X", "loaded targets"), values, strict=True):
         if value is not None:
             buffers[name] = plan.buffer(name, value.shape, value.dtype)

@@ -10,7 +10,7 @@ from dnn.batches import Batches
 from dnn.data import Examples, new_host_array, prepare_in_parts
 from dnn.heads import HEADS
 from dnn.network import Network
-from dnn.step import EVALUATE, PREDICT, Step
+from dnn.step import EVALUATE, PREDICT, Order, Step
 
 ACTIVATION_BYTES = 16_000_000
 """Of a batch, about: products large enough for all cores, buffers that stay in a large cache."""
@@ -23,8 +23,8 @@ def _batches(network: Network, examples: Examples, rows: np.ndarray | None, goal
         rows = np.arange(examples.m)
     batch_size = max(1, ACTIVATION_BYTES // (network.dtype.itemsize * sum(network.layer_sizes)))
 
-    def bind(examples: Examples, size: int, loading: str) -> Step:
-        return Step(network, examples, size, goal, loading)
+    def bind(examples: Examples, size: int, loading: str, order: Order | None) -> Step:
+        return Step(network, examples, size, goal, loading, order=order)
 
     return Batches(network.backend, examples, rows, batch_size, bind, network.dtype, optimized)
 
@@ -73,7 +73,7 @@ class Evaluation:
     def totals(self) -> tuple[float, float]:
         """The mean loss and the sum of the metric."""
         self._batches.reset()
-        for _ in self._batches:
+        for _ in self._batches.run():
             pass
         return self._batches.totals()
 

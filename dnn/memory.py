@@ -15,7 +15,7 @@ from dnn.network import Network
 from dnn.optimizers import Optimizer
 from dnn.precision import compute_dtype
 from dnn.state import TrainingState
-from dnn.step import FED, GATHERED, IN_PLACE, TRAIN, Step
+from dnn.step import FED, GATHERED, IN_PLACE, TRAIN, Order, Step
 
 GB = 1e9
 RESERVED_BYTES = 256_000_000
@@ -114,11 +114,13 @@ def training_bytes(
     arrays: dict[str, Array] = {name: _Shape(shape, kind) for name, (shape, kind, _) in layout.items()}
     before = network.training_state
     if before is not None and optimizer.continues(before.optimizer):
-        arrays |= before.arrays
+        arrays |= before.kept(precision)
     total = sum(array.nbytes for array in arrays.values() if isinstance(array, _Shape))
     alone, n_in = batch_size >= m, network.layer_sizes[0]
-    total += 8 * m if alone else 2 * 8 * m  # the order of the examples, and the one that it is replaced by
-    loading = GATHERED
+    loading, order = GATHERED, None
+    if not alone:
+        order = Order(_Shape((m,), np.dtype(np.int64)), _Shape((1,), np.dtype(np.int64)))
+        total += 2 * order.rows.nbytes + order.position.nbytes  # the order, and another that it is replaced by
     if alone:
         loading = IN_PLACE
         if fed or not is_loaded(examples, rows, dtype):
@@ -131,7 +133,8 @@ def training_bytes(
         total += Feeder.AHEAD * batch_size * n_in * examples.X.dtype.itemsize
     for size in (min(batch_size, m), 0 if alone else m % batch_size):
         if size:
-            total += Step(network, examples, size, TRAIN, loading, optimizer, arrays, precision).nbytes()
+            step = Step(network, examples, size, TRAIN, loading, optimizer, arrays, precision, order)
+            total += step.nbytes()
     return total
 
 

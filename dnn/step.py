@@ -1,18 +1,19 @@
 """The plan of a step, for batches of one size.
 
-    load      the batch's rows of X and of the targets
+    load      the rows of X and of the targets that are next in the order of the examples
     forward   A_0 = X;  Z_l = A_{l-1} W_lᵀ + b_l,  A_l = g_l(Z_l) for l = 1..L-1;  the logits are Z_L
     loss      its mean over the batch, the metric, and both added to the running totals
     backward  dZ_L from the loss;  for l = L..1: dA_{l-1}, dW_l, db_l from dZ_l;  dZ_{l-1} from dA_{l-1}
-    update    θ and the optimizer's state from the gradients
+    update    θ and the optimizer's state from the gradients; the position in the order moves on by a batch
 
-In 16 bits forward and backward work on a copy of θ, between a cast down and a cast up; in float16 the gradients are
-scaled, and a step in which one overflows changes nothing but the scale.
+In 16 bits forward and backward work on a copy of θ, which the update writes along with θ, and give gradients of that
+dtype; in float16 these are scaled, and a step in which one overflows changes nothing but the scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,27 @@ from dnn.precision import INTERVAL, compute_dtype
 PREDICT, EVALUATE, GRADIENTS, TRAIN = "predict", "evaluate", "gradients", "train"
 """How far a step goes: to P; to the loss and the metric; to the gradients; to the update."""
 IN_PLACE, GATHERED, FED = "in place", "gathered", "fed"
-"""Where a batch comes from: it is all the examples, in their order, in the dtype that the step computes in; `rows` says
-which of them it is; its X, as the examples have it, is put into `X` before each run, and `rows` says which its targets
-are."""
+"""Where a batch comes from: it is all the examples, in their order, in the dtype that the step computes in; an `Order`
+says which of them it is; its X, as the examples have it, is put into `X` before each run, and an `Order` says which its
+targets are."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rows of the examples, (n,) int64, in the order to take them, and how many are taken, (1,) int64: on the device.
+
+    A step takes its batch from `position` on and adds its size to it, so steps of two sizes can share an order, and
+    nothing is written between them. The caller sets the position back before the rows end: no step checks it.
+    """
+
+    rows: Array
+    position: Array
 
 
 class Step:
     """A step for batches of `batch_size` of these examples; `compile` makes it something to call.
 
-    A training step needs the optimizer and the arrays of its state.
+    A training step needs the optimizer and the arrays of its state, one that is not IN_PLACE an order.
 
     `loss` (1,) is the mean over the batch, taken before the update; `totals` (2,) are the sums of that mean and of the
     metric over the batches since `reset`. All arrays are None until the step is compiled.
@@ -54,19 +67,38 @@ class Step:
         optimizer: Optimizer | None = None,
         state: Mapping[str, Array] | None = None,
         precision: str | None = None,
+        order: Order | None = None,
     ) -> None:
         self._network, self._backend = network, network.backend
         self.batch_size, self.goal = batch_size, goal
         self.plan = plan = Plan(precision if precision == "tf32" else None)
         self._dtype = compute_dtype(network.dtype, network.backend, precision)
-        self._run: Callable[[], None] | None = None
+        self._run: Callable[..., None] | None = None
         self._buffers: dict[str, Buffer] = {}
+        if loading == IN_PLACE:
+            X, Y = self._whole(examples)
+            self._compute(X, Y, optimizer, state, precision)
+        else:
+            assert order is not None
+            position = plan.array("position", order.position)
+            rows = plan.call(functional.batch_rows, plan.array("order", order.rows), position, m=batch_size)
+            self._buffers, X, Y = load(plan, examples, rows, loading, self._dtype)
+            self._compute(X, Y, optimizer, state, precision)
+            plan.call(_sum, position, batch_size, into=position)  # last: what reads it comes before
+
+    # ----------------------------------------------------------------------------------- the plan
+
+    def _compute(
+        self,
+        X: Value,
+        Y: Value | None,
+        optimizer: Optimizer | None,
+        state: Mapping[str, Array] | None,
+        precision: str | None,
+    ) -> None:
+        plan, network, goal = self.plan, self._network, self.goal
         theta = plan.array("theta", network.parameters.flat)
-        weights = theta
-        if self._dtype != network.dtype:
-            weights = plan.buffer("weights", theta.shape, self._dtype, keeps=False)
-            plan.call(_cast, theta, into=weights, dtype=self._dtype)
-        X, Y = self._load(examples, loading)
+        weights = self._weights(theta, state)
         logits, saved = self._forward(X, weights)
         head, loss = HEADS[network.output], network.loss_function
         if goal == PREDICT:
@@ -88,9 +120,7 @@ class Step:
         self._backward(plan.call(_cast, dZ, dtype=self._dtype), saved, weights, grad)
         if goal == TRAIN:
             assert state is not None and optimizer is not None
-            self._update(optimizer, state, theta, plan.read(grad), loss_scale)
-
-    # ----------------------------------------------------------------------------------- the plan
+            self._update(optimizer, state, theta, weights, plan.read(grad), loss_scale)
 
     def _buffer(self, name: str, shape: tuple[int, ...] | int, dtype: Any) -> Buffer:
         self._buffers[name] = buffer = self.plan.buffer(name, shape, dtype)
@@ -99,14 +129,22 @@ class Step:
     def _keep(self, name: str, value: Value) -> None:
         self.plan.store(self._buffer(name, value.shape, value.dtype), value)
 
-    def _load(self, examples: Examples, loading: str) -> tuple[Value, Value | None]:
+    def _whole(self, examples: Examples) -> tuple[Value, Value | None]:
         plan = self.plan
-        if loading == IN_PLACE:
-            X = plan.read(plan.array("X", examples.X))
-            return X, None if examples.targets is None else plan.read(plan.array("targets", examples.targets))
-        buffers, X, Y = load(plan, examples, self.batch_size, loading, self._dtype)
-        self._buffers |= buffers
-        return X, Y
+        X = plan.read(plan.array("X", examples.X))
+        return X, None if examples.targets is None else plan.read(plan.array("targets", examples.targets))
+
+    def _weights(self, theta: Buffer, state: Mapping[str, Array] | None) -> Buffer:
+        """θ in the dtype to compute in: a training's is kept right by its updates, any other is made here."""
+        plan = self.plan
+        if self._dtype == theta.dtype:
+            return theta
+        if self.goal == TRAIN:
+            assert state is not None
+            return plan.array("weights", state["weights"])
+        weights = plan.buffer("weights", theta.shape, self._dtype, keeps=False)
+        plan.call(_cast, theta, into=weights, dtype=self._dtype)
+        return weights
 
     def _forward(self, X: Value, weights: Buffer) -> tuple[Value, list[dict[str, Any]]]:
         """The logits, and what each layer saves for its backward pass."""
@@ -149,6 +187,7 @@ class Step:
         optimizer: Optimizer,
         state: Mapping[str, Array],
         theta: Buffer,
+        weights: Buffer,
         grad: Value,
         loss_scale: Buffer | None,
     ) -> None:
@@ -175,9 +214,11 @@ class Step:
                 f"{type(optimizer).__name__}.update must return theta and its state "
                 f"({', '.join(place.name for place in places)}), got {len(results)} values"
             )
-        for place, new, old in zip(places, results, before, strict=True):
-            if finite is not None:
-                new = plan.call(_where, finite, new, old)
+        if finite is not None:
+            results = tuple(plan.call(_where, finite, *pair) for pair in zip(results, before, strict=True))
+        if weights is not theta:
+            places, results = [weights, *places], (plan.call(_cast, results[0], dtype=weights.dtype), *results)
+        for place, new in zip(places, results, strict=True):
             plan.store(place, new)
 
     # -------------------------------------------------------------------------------------- at work
@@ -191,12 +232,16 @@ class Step:
         self._run = self._backend.compile(self.plan) if optimized else self._backend.run_stepwise(self.plan)
         return self
 
-    def __call__(self) -> None:
+    def __call__(self, times: int = 1) -> None:
+        """Run it, so many times in a row."""
         assert self._run is not None
-        self._run()
+        if times == 1:
+            self._run()
+        else:
+            self._run(times)
 
     def array(self, name: str) -> Array:
-        """The array of that name: rows, X, P, loss, totals or grad."""
+        """The array of that name: X, P, loss, totals or grad."""
         return self._buffers[name].array
 
     @property
@@ -213,16 +258,15 @@ class Step:
 
 
 def load(
-    plan: Plan, examples: Examples, m: int, loading: str, dtype: np.dtype
+    plan: Plan, examples: Examples, rows: Value, loading: str, dtype: np.dtype
 ) -> tuple[dict[str, Buffer], Value, Value | None]:
-    """A batch of m examples, GATHERED or FED: the buffers to fill before each run, X in `dtype`, and the targets."""
-    buffers = {"rows": plan.buffer("rows", m, np.int64)}
-    rows = buffers["rows"]
+    """These rows of the examples, GATHERED or FED: what to fill before each run, X in `dtype`, and the targets."""
+    buffers = {}
     if loading == GATHERED:
         source = plan.array("X", examples.X)
         X = plan.call(functional.load_batch, source, rows, scale=examples.scale, dtype=dtype)
     else:
-        buffers["X"] = plan.buffer("X", (m, examples.X.shape[1]), examples.X.dtype)
+        buffers["X"] = plan.buffer("X", (len(rows), examples.X.shape[1]), examples.X.dtype)
         X = plan.call(_converted, buffers["X"], scale=examples.scale, dtype=dtype)
     if examples.targets is None:
         return buffers, X, None

@@ -24,7 +24,7 @@ from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
 from dnn.precision import check_precision, compute_dtype
 from dnn.state import TrainingState
-from dnn.step import TRAIN, Step
+from dnn.step import TRAIN, Order, Step
 
 LINE_EVERY = 10.0
 """Minimum seconds between two progress lines without a terminal."""
@@ -203,8 +203,10 @@ class _Epochs:
         # a single batch needs no order, and is loaded once
         self._shuffle = settings.shuffle and settings.batch_size < m
 
-        def bind(examples: Examples, size: int, loading: str) -> Step:
-            return Step(network, examples, size, TRAIN, loading, state.optimizer, state.arrays, trainer.precision)
+        def bind(examples: Examples, size: int, loading: str, order: Order | None) -> Step:
+            return Step(
+                network, examples, size, TRAIN, loading, state.optimizer, state.arrays, trainer.precision, order
+            )
 
         self._batches = Batches(
             network.backend,
@@ -223,9 +225,10 @@ class _Epochs:
         if self._shuffle:
             self._batches.reorder(self._permutation())
         self._batches.reset()
-        for _ in self._batches:
+        self._state.refresh(self._network.parameters)
+        for steps in self._batches.run():
             interrupt.check()
-            progress.step_done()
+            progress.steps_done(steps)
         return self._measure()
 
     def _permutation(self) -> np.ndarray:
@@ -320,7 +323,7 @@ def _whole_steps() -> Iterator[_Interrupt]:
 class _Progress:
     """No output."""
 
-    def step_done(self) -> None:
+    def steps_done(self, steps: int) -> None:
         pass
 
     def epoch_done(self, epoch: int, measured: dict[str, float]) -> None:
@@ -331,8 +334,8 @@ class _Bar(_Progress):
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def step_done(self) -> None:
-        self._bar.update()
+    def steps_done(self, steps: int) -> None:
+        self._bar.update(steps)
 
     def epoch_done(self, epoch: int, measured: dict[str, float]) -> None:
         self._bar.set_postfix_str(f"epoch {epoch}, {_in_words(measured)}", refresh=False)

@@ -34,7 +34,7 @@ def commit() -> str:
 
 def versions_of(backend: str) -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
-    packages = "numpy cupy-cuda12x cupy-cuda13x cupy nvmath-python numba llvmlite torch jax scikit-learn"
+    packages = "numpy cupy-cuda12x cupy-cuda13x cupy llvmlite torch jax scikit-learn"
     for package in packages.split():
         try:
             found[package] = version(package)

@@ -37,7 +37,7 @@ from dnn.batches import in_place
 from dnn.data import prepare
 from dnn.precision import check_precision, compute_dtype
 from dnn.state import TrainingState
-from dnn.step import GATHERED, IN_PLACE, TRAIN, Step
+from dnn.step import GATHERED, IN_PLACE, TRAIN, Order, Step
 
 LEARNING_RATE = {"sgd": 0.01, "adam": 0.001}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -120,16 +120,14 @@ def bare_steps(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: i
     examples = prepare(network, X, Y, fitting=True)
     twin = dnn.Network(network.layer_sizes, seed=network.seed)
     state = TrainingState(dnn.SGD(0.1), twin.parameters)
-    rows = [np.arange(start, start + batch_size) for start in range(0, len(X), batch_size)]
-    loading = GATHERED if len(rows) > 1 else IN_PLACE
+    steps, order = len(X) // batch_size, Order(np.arange(len(X)), np.zeros(1, np.int64))
+    loading = GATHERED if steps > 1 else IN_PLACE
     with twin.backend.stream():
-        step = Step(twin, examples, batch_size, TRAIN, loading, state.optimizer, state.arrays).compile()
+        step = Step(twin, examples, batch_size, TRAIN, loading, state.optimizer, state.arrays, order=order).compile()
 
     def epoch() -> None:
-        for of_batch in rows:
-            if len(rows) > 1:
-                step.array("rows")[...] = of_batch
-            step()
+        order.position.fill(0)
+        step(steps)
 
     return epoch
 

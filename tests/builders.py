@@ -17,7 +17,7 @@ from dnn.data import Examples, prepare
 from dnn.optimizers import Optimizer
 from dnn.precision import check_precision, compute_dtype
 from dnn.state import TrainingState
-from dnn.step import GATHERED, IN_PLACE, TRAIN, Step
+from dnn.step import GATHERED, IN_PLACE, TRAIN, Order, Step
 
 OUTPUTS = {"sigmoid": 1, "softmax": 10, "linear": 1}
 """Heads, with a number of units that they take."""
@@ -55,8 +55,10 @@ class Problem:
         return self.network.backend
 
     def run(self, times: int = 1) -> None:
+        """The step on its batch, again and again."""
         with self.backend.stream(), np.errstate(all="ignore"):
             for _ in range(times):
+                rewind(self.step)
                 self.step()
 
     def host(self, array: Any) -> np.ndarray:
@@ -138,18 +140,28 @@ def problem(
         state = TrainingState(optimizer, network.parameters)
         reduced = check_precision(network.dtype, its, precision)
         state.set_precision(reduced, network.parameters)
+        order = None
         if loading == IN_PLACE:
             examples = in_place(its, examples, np.arange(m), compute_dtype(network.dtype, its, reduced))
-        step = kind(network, examples, m, goal, loading, optimizer, state.arrays, reduced)
+        else:
+            order = Order(its.asarray(np.arange(m)), its.zeros(1, np.int64))
+        step = kind(network, examples, m, goal, loading, optimizer, state.arrays, reduced, order)
         step.compile(optimized)
-        if loading == GATHERED:
-            step.array("rows")[...] = its.asarray(np.arange(m))
     return Problem(network, examples, state, step)
 
 
+def rewind(step: Step) -> None:
+    """Its next batch is the first one."""
+    for buffer in step.plan.buffers:
+        if buffer.name == "position":
+            buffer.array.fill(0)
+
+
 def nodes_of(step: Step) -> Mapping[str, int]:
-    """What the graph is made of that the stand-in captures of the step. What no graph can hold is an error."""
+    """The launches and products of a step, in one kernel or captured. What no graph can hold is an error."""
+    run: Any = step._run
     for _ in range(3):
+        rewind(step)
         step()
-    counts: Counter[str] = step._run._graph.counts  # type: ignore[union-attr]
+    counts: Counter[str] = run._graphs[1].counts if hasattr(run, "_graphs") else run.counts
     return counts

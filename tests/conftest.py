@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +35,25 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
             pytest.fail(f"DNN_REQUIRE_BACKENDS asks for it: {error}")
         pytest.skip(str(error))
     yield found
+
+
+FORMS = ["block", "grid", "launches", "operation by operation"]
+"""How a step runs on a GPU: as a kernel of one block, of several, as launches and products, or without kernels."""
+
+
+@pytest.fixture
+def in_form(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes the steps that the stand-in compiles from now on run in one of FORMS, whatever their size."""
+
+    def choose(form: str) -> None:
+        if form == "operation by operation":
+            monkeypatch.setattr(get_backend("standin"), "loader", None)
+            return
+        gpu = pytest.importorskip("dnn.backends.codegen.gpu", reason="the extra fast is not installed")
+        monkeypatch.setattr(gpu, "ONE_BLOCK", 10**9 if form == "block" else 0)
+        monkeypatch.setattr(gpu, "WHOLE", 0 if form == "launches" else 10**9)
+
+    return choose
 
 
 def find_shared() -> Path:

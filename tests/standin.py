@@ -7,16 +7,21 @@ range wrap. Work is done at once; a copy on a stream of its own as late as it ma
 in use is an error.
 
 While a step is captured, work is recorded in place of done, and what a CUDA graph could not hold is an error; replaying
-the graph does the work. Products go through the cuBLAS calls of the CuPy backend, to a cuBLAS in NumPy.
+the graph does the work. Products go through the cuBLAS calls of the CuPy backend, to a cuBLAS in NumPy that knows its
+rules: what cuBLAS refuses has its status, what it would take without a word and be wrong by is an error too.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import operator
+import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +30,8 @@ from ml_dtypes import bfloat16
 
 from dnn.backends import Backend, Feeder, register
 from dnn.backends.base import compiled_steps
-from dnn.backends.cublas import Products
+from dnn.backends.cublas import WORKSPACE_BYTES, Products
+from dnn.backends.cuda_kernels import KernelLoader, KernelStep, kernel_bytes
 from dnn.backends.cupy_backend import PinnedFeeder, _Graph
 
 Work = Callable[[], object]
@@ -39,8 +45,13 @@ class Device:
         self.counts: Counter[str] = Counter()
         self.allocated = 0
         """Bytes, over all the device's life: nothing is taken back."""
+        self.memory: dict[int, int] = {}
+        """What is allocated now: bytes by address."""
         self.recording: Graph | None = None
-        self.has_own_allocator = False
+        self.allocator: Callable[[int], Any] | None = None
+        """None: the common pool's."""
+        self.number = 0
+        """Which of a machine's devices is the current one."""
 
     def count(self, what: str) -> None:
         """Something that cannot be part of a graph."""
@@ -57,10 +68,16 @@ class Device:
         self.counts[what] += times
         _do(work, reads)
 
-    def temporary(self) -> None:
+    def temporary(self, size: int) -> None:
         """An array that CuPy takes and gives back within one call."""
-        if self.recording is not None and not self.has_own_allocator:
+        if self.allocator is not None:
+            self.allocator(size)
+        elif self.recording is not None:
             raise RuntimeError("a temporary array of the common pool while a step is captured")
+
+    def holds(self, address: int, size: int) -> bool:
+        """Whether this memory lies within one allocation."""
+        return any(at <= address and address + size <= at + held for at, held in self.memory.items())
 
 
 class Graph:
@@ -87,20 +104,36 @@ class Stream:
         self.ptr = id(self)
 
     def wait_event(self, event: Event) -> None:
+        if device.recording is not None and self is MAIN:
+            raise RuntimeError("a wait for work outside of the graph while a step is captured")
         _do_copies(event.sees)
         self.sees |= event.sees
+
+    def record(self) -> Event:
+        event = Event()
+        event.record(self)
+        return event
+
+    def __enter__(self) -> None:
+        """All launches go to MAIN, whichever stream is the current one."""
+
+    def __exit__(self, *_: Any) -> None:
+        pass
 
     def synchronize(self) -> None:
         device.count("syncs")
         _host_sees(self.sees | Counter({self: self.queued}))
 
     def begin_capture(self) -> None:
-        assert device.recording is None and self is MAIN
+        if device.recording is not None:
+            raise RuntimeError("begin_capture while a step is captured")
+        assert self is MAIN
         device.recording = Graph()
 
     def end_capture(self) -> Graph:
+        if device.recording is None or self is not MAIN:
+            raise RuntimeError("end_capture on a stream that is not capturing")
         graph, device.recording = device.recording, None
-        assert graph is not None
         return graph
 
 
@@ -150,8 +183,16 @@ def _address(array: np.ndarray) -> int:
 
 
 def new(host: np.ndarray) -> DeviceArray:
+    if device.allocator is not None:
+        device.allocator(host.nbytes)
     device.count("allocations")
     device.allocated += host.nbytes
+    owner = host
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    address = _address(owner)
+    device.memory[address] = owner.nbytes
+    weakref.finalize(owner, device.memory.pop, address, None).atexit = False
     return DeviceArray(host)
 
 
@@ -312,23 +353,80 @@ def _arrays(operands: tuple[Any, ...]) -> tuple[DeviceArray, ...]:
 
 
 class MemoryPool:
+    """The memory itself is NumPy's."""
+
     def malloc(self, size: int) -> None:
-        raise AssertionError("only its identity is used")
+        pass
+
+
+class Current:
+    """One of a machine's devices, the current one if not said; within the block, it is the current one."""
+
+    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 3}  # noqa: RUF012
+
+    def __init__(self, number: int | None = None) -> None:
+        self.id = device.number if number is None else number
+        self._before: list[int] = []
+
+    def __enter__(self) -> None:
+        self._before.append(device.number)
+        device.number = self.id
+
+    def __exit__(self, *_: Any) -> None:
+        device.number = self._before.pop()
+
+
+functions: dict[int, Any] = {}
+"""By their pointers: kernels, and the code that runs them."""
+
+
+class Driver:
+    """Launches by the driver's manual: the parameters are where an array of pointers says."""
+
+    def launchKernel(self, function: int, *given: int) -> None:
+        *before, extra = given
+        assert extra == 0
+        kernel, _ = functions[function]
+        assert not kernel.meets or before[0] == 1, "blocks that wait for each other, launched as if they did not"
+        self._launch(function, *before)
+
+    def launchCooperativeKernel(self, function: int, *given: int) -> None:
+        assert given[0] <= Current.attributes["MultiProcessorCount"], "more blocks than run at the same time"
+        self._launch(function, *given)
+
+    def _launch(self, function: int, *given: int) -> None:
+        *grid, shared, stream, parameters = given
+        blocks, *rest = grid
+        assert blocks > 0 and rest == [1, 1, 256, 1, 1] and shared == 0
+        assert stream == MAIN.ptr, "a launch on a stream that is not the current one"
+        kernel, code = functions[function]
+        count = len(kernel.buffers)
+        pointers = (ctypes.c_void_p * (count + 2)).from_address(parameters)
+        *addresses, counter = (ctypes.c_int64.from_address(place).value for place in pointers[: count + 1])
+        times = ctypes.c_int32.from_address(pointers[count + 1]).value
+        if kernel.meets:
+            assert ctypes.c_int32.from_address(counter).value == 0
+        table = np.array(addresses, np.int64)
+        # the last block and the last thread first
+        reads = tuple(SimpleNamespace(host=SimpleNamespace(__array_interface__={"data": (a,)})) for a in addresses)
+        device.do(lambda: code.launch(kernel, table, blocks, times, backwards=True), reads)
 
 
 class Cuda:
-    Stream, Event, MemoryPool = Stream, Event, MemoryPool
+    driver = Driver()
+    Stream, Event, MemoryPool, Device = Stream, Event, MemoryPool, Current
 
     def get_current_stream(self) -> Stream:
         return MAIN
 
     @contextmanager
     def using_allocator(self, allocator: Callable[[int], Any]) -> Iterator[None]:
-        before, device.has_own_allocator = device.has_own_allocator, True
+        before, device.allocator = device.allocator, allocator
         try:
             yield
         finally:
-            device.has_own_allocator = before
+            device.allocator = before
 
 
 WITHOUT_BFLOAT16 = ("logical_not", "logical_xor")
@@ -407,7 +505,7 @@ class Module:
             device.count("hidden_copies")
         times = 1
         if function is not np.argmax or axis is None:
-            device.temporary()  # CUB's workspace and its result, which is then copied into out
+            device.temporary(out.nbytes)  # CUB's workspace and its result, which is then copied into out
             times = 2
         device.do(lambda: function(a.host, axis=axis, out=out.host, **settings), (a,), times=times)
         return out
@@ -462,54 +560,116 @@ def in_tf32(array: np.ndarray) -> np.ndarray:
 
 
 class Cublas:
-    """cuBLAS's gemm by its manual, with alpha 1 and beta 0: column-major, c (m, n) = op(a) (m, k) op(b) (k, n)."""
+    """cuBLAS's functions by their manual, alpha 1 and beta 0: c (m, n) = op(a) (m, k) op(b) (k, n), column-major."""
 
-    Math = SimpleNamespace(DISALLOW_REDUCED_PRECISION_REDUCTION=16)
-    ComputeType = SimpleNamespace(COMPUTE_32F=68, COMPUTE_32F_FAST_TF32=77)
-    GemmAlgo = SimpleNamespace(DEFAULT=-1)
-    DTYPES = {0: np.dtype(np.float32), 2: np.dtype(np.float16), 14: np.dtype(bfloat16)}  # noqa: RUF012
+    SUCCESS, NOT_INITIALIZED, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 7, 15
+    NAMES = {1: "NOT_INITIALIZED", 7: "INVALID_VALUE", 15: "NOT_SUPPORTED"}  # noqa: RUF012
+    KINDS = {  # noqa: RUF012  (by data type and compute type)
+        (0, 68): np.dtype(np.float32),
+        (0, 77): np.dtype(np.float32),
+        (1, 70): np.dtype(np.float64),
+        (2, 68): np.dtype(np.float16),
+        (14, 68): np.dtype(bfloat16),
+    }
+    _numbers = itertools.count(7)
 
-    def create(self) -> int:
-        self.stream: int | None = None
-        return 7
+    def __init__(self) -> None:
+        self.handles: dict[int, SimpleNamespace] = {}
 
-    def set_math_mode(self, handle: int, mode: int) -> None:
-        assert (handle, mode) == (7, 16)
+    def cublasGetStatusName(self, status: int) -> bytes:
+        return f"CUBLAS_STATUS_{self.NAMES[status]}".encode()
 
-    def set_stream(self, handle: int, stream: int) -> None:
-        self.stream = stream
+    def cublasCreate_v2(self, handle: Any) -> int:
+        if device.recording is not None:
+            raise RuntimeError("a cuBLAS handle is created, which allocates, while a step is captured")
+        number = handle._obj.value = next(self._numbers)
+        self.handles[number] = SimpleNamespace(
+            thread=threading.get_ident(), device=device.number, stream=0, workspace=None, math=0
+        )
+        return self.SUCCESS
 
-    def set_workspace(self, handle: int, address: int, size: int) -> None:
-        assert size == Products.WORKSPACE
+    def cublasDestroy_v2(self, handle: int) -> int:
+        if handle not in self.handles:
+            return self.NOT_INITIALIZED
+        self._on_its_device(handle)
+        del self.handles[handle]
+        return self.SUCCESS
 
-    def sgemm(self, handle: int, *given: Any) -> None:
-        self._gemm(np.dtype(np.float32), False, *given)
+    def cublasSetStream_v2(self, handle: int, stream: int) -> int:
+        if handle not in self.handles:
+            return self.NOT_INITIALIZED
+        its = self._of_this_thread(handle)
+        its.stream, its.workspace = stream, None
+        return self.SUCCESS
 
-    def dgemm(self, handle: int, *given: Any) -> None:
-        self._gemm(np.dtype(np.float64), False, *given)
+    def cublasSetWorkspace_v2(self, handle: int, address: int | None, size: int) -> int:
+        if handle not in self.handles:
+            return self.NOT_INITIALIZED
+        if not address:
+            return self.INVALID_VALUE
+        if size < WORKSPACE_BYTES or not device.holds(address, size):
+            raise RuntimeError(f"a workspace of {size} bytes that is too small or not allocated")
+        self._of_this_thread(handle).workspace = address
+        return self.SUCCESS
 
-    def gemm_ex(self, handle: int, *given: Any) -> None:
-        *before, a, a_type, lda, b, b_type, ldb, zero, c, c_type, ldc, compute, algorithm = given
-        assert a_type == b_type == c_type and algorithm == -1
-        assert compute == 68 or (compute, a_type) == (77, 0)
-        self._gemm(self.DTYPES[a_type], compute == 77, *before, a, lda, b, ldb, zero, c, ldc)
+    def cublasSetMathMode(self, handle: int, mode: int) -> int:
+        if handle not in self.handles:
+            return self.NOT_INITIALIZED
+        self._of_this_thread(handle).math = mode
+        return self.SUCCESS
 
-    def _gemm(self, dtype: np.dtype, tf32: bool, *given: Any) -> None:
-        transpose_a, transpose_b, m, n, k, one, a, lda, b, ldb, zero, c, ldc = given
-        assert self.stream == MAIN.ptr
-        of_scale = np.dtype(np.float64) if dtype == np.float64 else np.dtype(np.float32)
-        assert (_at(one, of_scale, 1, 1, 1), _at(zero, of_scale, 1, 1, 1)) == (1, 0)
-        assert lda >= (k if transpose_a else m) and ldb >= (n if transpose_b else k) and ldc >= m
-        op_a = _at(a, dtype, k, m, lda).T if transpose_a else _at(a, dtype, m, k, lda)
-        op_b = _at(b, dtype, n, k, ldb).T if transpose_b else _at(b, dtype, k, n, ldb)
+    def cublasGemmEx(self, handle: int, transpose_a: int, transpose_b: int, m: int, n: int, k: int, *given: int) -> int:
+        alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, compute, algorithm = given
+        if handle not in self.handles:
+            return self.NOT_INITIALIZED
+        if not all((alpha, beta, a, b, c)) or {transpose_a, transpose_b} - {0, 1} or min(m, n, k) < 0:
+            return self.INVALID_VALUE
+        stored_a, stored_b = (k, m) if transpose_a else (m, k), (n, k) if transpose_b else (k, n)
+        if lda < max(1, stored_a[0]) or ldb < max(1, stored_b[0]) or ldc < max(1, m):
+            return self.INVALID_VALUE
+        dtype = self.KINDS.get((a_type, compute))
+        if dtype is None or not a_type == b_type == c_type or algorithm != -1:
+            return self.NOT_SUPPORTED
+        its = self._of_this_thread(handle)
+        if its.stream != Module.cuda.get_current_stream().ptr:
+            raise RuntimeError("a product on another stream than the current one")
+        if its.workspace is None:
+            raise RuntimeError("a product without a workspace: cublasSetStream took it away")
+        if its.math != 16:
+            raise RuntimeError("a product whose sums may be in 16 bits")
+        of_factors = np.dtype(np.float64) if compute == 70 else np.dtype(np.float32)
+        if [_at(factor, of_factors, 1, 1, 1).item() for factor in (alpha, beta)] != [1, 0]:
+            raise RuntimeError(f"alpha and beta are not 1 and 0 in {of_factors}")
+        for address, (rows, columns), leading in ((a, stored_a, lda), (b, stored_b, ldb), (c, (m, n), ldc)):
+            if not device.holds(address, ((columns - 1) * leading + rows) * dtype.itemsize):
+                raise RuntimeError(f"a matrix {rows} x {columns}, leading dimension {leading}, that leaves its memory")
+        op_a = _at(a, dtype, *stored_a, lda).T if transpose_a else _at(a, dtype, *stored_a, lda)
+        op_b = _at(b, dtype, *stored_b, ldb).T if transpose_b else _at(b, dtype, *stored_b, ldb)
         result = _at(c, dtype, m, n, ldc)
-        rounded = in_tf32 if tf32 else np.asarray
+        if np.shares_memory(result, op_a) or np.shares_memory(result, op_b):
+            raise RuntimeError("the result of a product overlaps an operand")
+        rounded, workspace = in_tf32 if compute == 77 else np.asarray, its.workspace
 
         def product() -> None:
+            if workspace not in device.memory:
+                raise RuntimeError("a product in a workspace that is no longer there")
             # the transpose, so that the host's BLAS is asked as NumPy would ask it
             result.T[...] = multiplied(rounded(op_b).T, rounded(op_a).T)
 
         device.do(product, what="products")
+        return self.SUCCESS
+
+    def _on_its_device(self, handle: int) -> SimpleNamespace:
+        its = self.handles[handle]
+        if its.device != device.number:
+            raise RuntimeError(f"a handle of device {its.device} on device {device.number}")
+        return its
+
+    def _of_this_thread(self, handle: int) -> SimpleNamespace:
+        its = self._on_its_device(handle)
+        if its.thread != threading.get_ident():
+            raise RuntimeError("a handle of another thread")
+        return its
 
 
 def _at(address: int, dtype: np.dtype, rows: int, columns: int, leading: int) -> np.ndarray:
@@ -528,6 +688,26 @@ class StrictGraph(_Graph):
     _captured = _Graph._capture
 
 
+class EmulatedKernels(KernelLoader):
+    """Kernels that run on the CPU in place of PTX on the device."""
+
+    def __init__(self) -> None:
+        super().__init__(Module())
+
+    def _module(self, kernels: list[Any]) -> Any:
+        from emulator import Emulated
+
+        code = Emulated(kernels)
+
+        def get_function(name: str) -> Any:
+            kernel = next(kernel for kernel in kernels if kernel.name == name)
+            function = SimpleNamespace(ptr=id(kernel))
+            functions[function.ptr] = kernel, code
+            return function
+
+        return SimpleNamespace(get_function=get_function)
+
+
 class StandinBackend(Backend):
     name = "standin"
     xp = Module()
@@ -540,6 +720,7 @@ class StandinBackend(Backend):
 
     def __init__(self) -> None:
         self._products = Products(self.xp, Cublas())
+        self.loader = EmulatedKernels() if find_spec("llvmlite") else None
 
     def memory(self) -> tuple[int, int]:
         return 2**33, 2**34
@@ -563,8 +744,17 @@ class StandinBackend(Backend):
         return self._products.tf32 if precision == "tf32" else self._products
 
     def compile(self, plan: Any) -> Any:
-        step = self.run_stepwise(plan)
-        return StrictGraph(self.xp, step, MemoryPool().malloc) if compiled_steps() else step
+        if not compiled_steps():
+            return self.run_stepwise(plan)
+        if self.loader is None:
+            return StrictGraph(self.xp, self.run_stepwise(plan), self._products, MemoryPool().malloc)
+        step = KernelStep(plan, self.loader, self._products, self.zeros)
+        return step if step.is_one_kernel else StrictGraph(self.xp, step, self._products)
+
+    def plan_bytes(self, plan: Any) -> int:
+        if self.loader is None or not compiled_steps():
+            return super().plan_bytes(plan)
+        return kernel_bytes(plan, self.loader.blocks)[0]
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         return PinnedFeeder(self.xp, np.empty, source, batch_size)

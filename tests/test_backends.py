@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from dnn.backends import (
     available_backends,
     backend_of,
     base,
+    cupy_backend,
     get_backend,
     use_backend,
 )
@@ -132,6 +135,25 @@ def test_cupy_without_its_wheel_says_what_to_install():
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert "the cupy wheel is not installed: pip install 'dnn[cuda13]'" in last and "cuda12" in last
+
+
+def test_cupy_without_cudas_libraries_says_what_to_install(monkeypatch):
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+    cupy = ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)
+    cupy.cuda, cupy.ones = SimpleNamespace(runtime=runtime), np.ones
+    cupy.dot = lambda a, b: SimpleNamespace(get=lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+    def missing() -> None:
+        raise RuntimeError('Failure finding "libcublas.so": No such file\nin any of these places')
+
+    monkeypatch.setattr(cupy_backend, "load", missing)
+    expected = r"\(NVRTC, cuBLAS\) are not usable \(Failure finding \"libcublas.so\": No such file\): pip install 'dnn"
+    with pytest.raises(BackendUnavailableError, match=expected):
+        cupy_backend._usable_cupy()
+    monkeypatch.setattr(cupy_backend, "load", lambda: None)
+    assert cupy_backend._usable_cupy() is cupy
 
 
 # ------------------------------------------------------------------------------------- every backend

@@ -20,7 +20,7 @@ from dnn.backends.numpy_backend import NumpyBackend
 from dnn.backends.plan import schedule
 from dnn.data import prepare
 from dnn.state import TrainingState
-from dnn.step import GATHERED, TRAIN, Step
+from dnn.step import GATHERED, TRAIN, Order, Step
 
 GENERATOR = np.random.default_rng(4)
 OUTPUTS = {"sigmoid": 2, "softmax": 5, "linear": 3}
@@ -136,7 +136,8 @@ def a_step(sizes=(12, 16, 5), batch_size=32) -> Step:
     X = GENERATOR.standard_normal((2 * batch_size, sizes[0])).astype(np.float32)
     examples = prepare(network, X, GENERATOR.integers(0, sizes[-1], len(X)))
     state = TrainingState(dnn.Adam(), network.parameters)
-    step = Step(network, examples, batch_size, TRAIN, GATHERED, state.optimizer, state.arrays)
+    order = Order(np.arange(8 * batch_size) % len(X), np.zeros(1, np.int64))  # for that many runs
+    step = Step(network, examples, batch_size, TRAIN, GATHERED, state.optimizer, state.arrays, order=order)
     step.network = network  # type: ignore[attr-defined]
     return step
 

@@ -20,6 +20,14 @@ RNG = np.random.default_rng(7)
 # ------------------------------------------------------------------------------------------ batches
 
 
+def test_the_rows_of_a_batch_are_the_next_in_their_order(backend: Backend):
+    order = RNG.permutation(10)
+    for position in (0, 3, 6):
+        (rows,) = on_backend(backend, functional.batch_rows, order, np.array([position]), m=4)
+        assert rows.dtype == np.int64
+        np.testing.assert_array_equal(rows, order[position : position + 4])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_a_batch_takes_rows_in_any_order_and_again(dtype, backend: Backend):
     source, rows = np.arange(12).reshape(4, 3).astype(dtype), np.array([2, 0, 2])

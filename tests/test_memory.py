@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from builders import data
@@ -51,6 +53,23 @@ def test_the_estimate_is_what_the_device_allocates(
         network.fit(X, Y, **settings)
         taken = device.allocated - before - of_targets - (0 if fed else X.nbytes)
         assert taken == expected
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("precision", [None, "float16", "bfloat16"])
+def test_the_estimate_knows_what_a_fit_in_another_precision_or_a_copy_has_yet_to_take(precision, copied):
+    X, Y = np.zeros((100, 90), np.float32), np.arange(100) % 7
+    network = dnn.Network([90, 20, 7], output="softmax", backend="standin")
+    X, settings = network.backend.asarray(X), {"epochs": 1, "batch_size": 16, "optimizer": dnn.Adam(0.01)}
+    network.fit(X, Y, precision="float16", **settings)
+    network = copy.deepcopy(network) if copied else network
+    before = device.allocated
+    examples = prepare(network, X, Y, fitting=True)
+    of_targets = device.allocated - before
+    expected = training_bytes(network, examples, np.arange(100), 16, settings["optimizer"], precision=precision)
+    before = device.allocated
+    network.fit(X, Y, precision=precision, **settings)
+    assert device.allocated - before - of_targets == expected
 
 
 def test_what_does_not_fit_is_refused_before_the_training_and_the_batch_that_fits_fits():

@@ -73,7 +73,7 @@ def test_finds_the_bottom_of_a_parabola(optimizer, backend: Backend):
     case = bound(optimizer, backend)
     for _ in range(400):
         case.step.array("given")[...] = case.network.parameters.flat
-        case.step()
+        case.run()
     assert np.abs(case.theta).max() < 1e-3
 
 

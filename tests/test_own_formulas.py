@@ -165,12 +165,14 @@ def test_readmes_own_formulas_run_and_learn(capsys, monkeypatch):
 def test_readmes_plan_is_the_plan_of_that_network():
     from dnn.data import prepare
     from dnn.state import TrainingState
-    from dnn.step import GATHERED, TRAIN, Step
+    from dnn.step import GATHERED, TRAIN, Order, Step
 
     network = dnn.Network([2, 3, 1], seed=1)
     examples = prepare(network, np.zeros((8, 2)), np.zeros(8))
     state = TrainingState(dnn.SGD(0.1), network.parameters)
-    text = Step(network, examples, 4, TRAIN, GATHERED, state.optimizer, state.arrays).plan.text().splitlines()
+    order = Order(np.arange(8), np.zeros(1, np.int64))
+    step = Step(network, examples, 4, TRAIN, GATHERED, state.optimizer, state.arrays, order=order)
+    text = step.plan.text().splitlines()
     (shown,) = [block.splitlines() for block in blocks("") if block.startswith("%")]
     assert len(shown) > 10
     squeezed = [" ".join(line.split()) for line in text]

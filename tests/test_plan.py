@@ -13,7 +13,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from traced import WAYS, compiled, eagerly, planned, results_of, runner, traced
+from traced import KERNELS, WAYS, compiled, eagerly, planned, results_of, runner, traced
 
 from dnn import functional
 from dnn.backends import get_backend
@@ -26,9 +26,9 @@ RNG = np.random.default_rng(5)
 X = RNG.standard_normal((6, 4))
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[*WAYS, *KERNELS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param.startswith("compiled"):
+    if request.param != WAYS[0]:
         pytest.importorskip("llvmlite", reason="the extra fast is not installed")
     # small as these arrays are, each thread is to have its share
     monkeypatch.setattr(schedule, "MIN_MACS_PER_THREAD", 1)
@@ -279,12 +279,12 @@ def test_an_update_is_itself_in_place(name, dtype, size, way):
     arrays = [numbers(size, dtype) for _ in range(2 + n_arrays)]
     arrays[-1] = np.abs(arrays[-1])  # v is a sum of squares
     expected = eagerly(function, *arrays, *scalars, *constants)
-    plan, backend = Plan(), get_backend("numpy")
+    plan = Plan()
     places = [plan.array(f"a{i}", array.copy()) for i, array in enumerate(arrays)]
     numbers_of_step = [plan.array(f"s{i}", np.array([number]), weak=True) for i, number in enumerate(scalars)]
     kept = [places[0], *places[2:], *numbers_of_step]
     plan.call(function, *places, *numbers_of_step, *constants, into=kept if len(kept) > 1 else kept[0])
-    (Stepwise(plan, backend) if way == WAYS[0] else compiled(plan, int(way.split()[1])))()
+    runner(plan, way)()
     for place, of_numpy in zip(kept, expected, strict=True):
         terms = float(np.abs(of_numpy).max()) if of_numpy.size else 1
         compare(place.array, of_numpy.reshape(place.shape).astype(place.dtype), dtype, terms=terms)
@@ -367,7 +367,7 @@ def every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_block(seeds: range) -> None:
-    """Compiled on one thread and on three in turn; every fifth operation by operation too.
+    """Compiled on one thread and on three in turn; every fourth as kernels and every fifth operation by operation too.
 
     Three of four are compiled without LLVM's optimisations, which take four fifths of the time.
     """
@@ -377,7 +377,8 @@ def check_block(seeds: range) -> None:
     for seed in seeds:
         optimised = seed % 4 == 0
         cpu.compile_module = lambda text, names, optimise=True: jit.compile_module(text, names, optimise and optimised)  # noqa: B023
-        check_random_graph(seed, [WAYS[1 + seed % 2], *WAYS[: seed % 5 == 0]])
+        more = [*WAYS[: seed % 5 == 0], *([KERNELS[seed // 4 % 3]] if seed % 4 == 1 else [])]
+        check_random_graph(seed, [WAYS[1 + seed % 2], *more])
 
 
 def test_two_thousand_random_graphs_are_exactly_what_numpy_computes(every_thread):
@@ -461,14 +462,16 @@ def test_memory_that_is_read_and_written_in_any_order_holds_what_numpy_would_hav
     monkeypatch.setattr(
         cpu, "compile_module", lambda text, names, optimise=True: jit.compile_module(text, names, False)
     )
-    for seed in range(500):
-        check_random_stores(seed, WAYS[seed % 3])
+    ways = [*WAYS, *KERNELS]
+    for seed in range(600):
+        check_random_stores(seed, ways[seed % len(ways)])
 
 
 @pytest.mark.slow
 def test_memory_of_ten_thousand_random_plans_holds_what_numpy_would_have(every_thread):
+    ways = [*WAYS, *KERNELS]
     for seed in range(1000, 11_000):
-        check_random_stores(seed, WAYS[seed % 3])
+        check_random_stores(seed, ways[seed % len(ways)])
 
 
 @pytest.mark.slow
@@ -512,13 +515,14 @@ def test_a_training_step_has_two_phases(every_thread):
     from dnn.backends.codegen.cpu import CompiledPlan
     from dnn.data import prepare
     from dnn.state import TrainingState
-    from dnn.step import TRAIN, Step
+    from dnn.step import TRAIN, Order, Step
 
     network = dnn.Network([20, 64, 32, 3], output="softmax")
     examples = prepare(network, RNG.standard_normal((256, 20)).astype(np.float32), RNG.integers(0, 3, 256))
+    order = Order(np.arange(256), np.zeros(1, np.int64))
     for optimizer in (dnn.SGD(), dnn.Momentum(), dnn.Adam()):
         state = TrainingState(optimizer, network.parameters)
-        step = Step(network, examples, 256, TRAIN, "gathered", optimizer, state.arrays)
+        step = Step(network, examples, 256, TRAIN, "gathered", optimizer, state.arrays, order=order)
         assert keeps_order(step.plan, fuse(step.plan))
         made = CompiledPlan(step.plan, 2, None)
         assert len(made.schedule.phases) == 2
@@ -555,17 +559,22 @@ def reversed_schedule(fused, threads):
 
 
 def test_memory_given_to_another_value_too_early_would_be_seen(monkeypatch, way):
-    arrays = matrices((40, 33), (33, 33), (33, 33))
+    arrays = matrices((140, 70), (70, 70), (70, 70))
 
     def chain(xp, E, W, V):
         first, second = xp.dot(E, W), xp.dot(E, V)
-        return xp.tanh(first) + second, xp.dot(first, V)
+        return xp.dot(xp.tanh(first) + second, W), xp.dot(first, V)
 
     expected = eagerly(chain, *arrays)
     for result, of_numpy in zip(traced(way, chain, *arrays), expected, strict=True):
-        np.testing.assert_allclose(result, of_numpy, rtol=1e-12)
+        np.testing.assert_allclose(result, of_numpy, rtol=1e-12, atol=1e-12)
     if way == WAYS[0]:
         monkeypatch.setattr(Stepwise, "_last_use_of", lambda self, node: node.number)
+    elif way in KERNELS:
+        monkeypatch.setattr(
+            "dnn.backends.codegen.gpu._slots",
+            lambda levels: [(max((b.nbytes for b in levels.temporaries), default=8), levels.temporaries)],
+        )
     else:
         monkeypatch.setattr(
             "dnn.backends.codegen.cpu._shared_memory",
@@ -586,13 +595,13 @@ def test_a_wrong_instruction_would_be_seen(every_thread, monkeypatch):
 
 def test_transposed_and_offset_memory_is_read_and_written_where_it_is(way):
     flat, matrix = RNG.standard_normal(1000), RNG.standard_normal((7, 5))
-    plan, backend = Plan(), get_backend("numpy")
+    plan = Plan()
     theta, out = plan.array("theta", flat), plan.buffer("out", 100, np.float64)
     transposed = plan.array("X", matrix.T)  # (5, 7), the transpose of what is C-contiguous
     W, b = plan.read(theta.part(3, (5, 7))), plan.read(theta.part(501, (7,)))
     plan.call(lambda xp, X, W, b: X * 2 + W + b, transposed, W, b, into=out.part(11, (5, 7)))
     plan.call(lambda xp, X, W: xp.dot(X.T, W).T.T + 1, transposed, W, into=out.part(46, (7, 7)))
-    (Stepwise(plan, backend) if way == WAYS[0] else compiled(plan, int(way.split()[1])))()
+    runner(plan, way)()
     W, b = flat[3:38].reshape(5, 7), flat[501:508]
     np.testing.assert_allclose(out.array[11:46].reshape(5, 7), matrix.T * 2 + W + b, rtol=1e-13)
     np.testing.assert_allclose(out.array[46:95].reshape(7, 7), matrix @ W + 1, rtol=1e-13, atol=1e-13)
@@ -608,6 +617,51 @@ def test_empty_arrays_run(way):
             traced(way, function, np.ones(shape)), eagerly(function, np.ones(shape)), strict=True
         ):
             np.testing.assert_array_equal(result, expected)
+
+
+def by_position(xp, X, Y, order, position):
+    rows = xp.take(order.reshape(-1, 1), position + xp.arange(9), axis=0).reshape(9)
+    return xp.take(X, rows, axis=0) * 2, xp.take(Y, rows, axis=0), xp.sum(xp.take(X, rows, axis=0), axis=1)
+
+
+def test_rows_are_found_where_they_are_used(way):
+    order, position = RNG.permutation(20), np.array([7])
+    for n in (1, 5):
+        X, Y = RNG.standard_normal((20, n)), RNG.integers(0, 9, (20, 1))
+        for result, expected in zip(
+            traced(way, by_position, X, Y, order, position), eagerly(by_position, X, Y, order, position), strict=True
+        ):
+            np.testing.assert_allclose(result, expected, rtol=1e-14)
+
+
+def test_no_row_number_reaches_memory_unless_it_is_a_result():
+    arrays = RNG.standard_normal((20, 5)), RNG.integers(0, 9, (20, 1)), np.arange(20), np.array([7])
+    fused = fuse(planned(by_position, *arrays))
+    assert all(value.dtype != np.int64 or value.shape == (9, 1) for op in fused.operations for value in op.outputs)
+    with_rows = planned(lambda xp, *given: (*by_position(xp, *given), given[3] + xp.arange(9)), *arrays)
+    assert any(value.shape == (9,) for op in fuse(with_rows).operations for value in op.outputs)
+
+
+def test_a_position_is_advanced_after_all_rows_are_read(way):
+    order, position = RNG.permutation(20), np.array([0])
+    X, plan = RNG.standard_normal((20, 3)), Plan()
+    given = [plan.array(name, array) for name, array in (("X", X), ("order", order), ("position", position))]
+    at = plan.read(given[2])
+    X_batch, *_ = plan.call(lambda xp, X, order, at: by_position(xp, X, X, order, at), *given[:2], at)
+    out = plan.buffer("out", (9, 9), np.float64)
+
+    def products(xp, A, X, order, at):
+        return xp.dot(A, by_position(xp, X, X, order, at)[0].T)
+
+    plan.call(products, X_batch, *given[:2], at, into=out)
+    plan.call(lambda xp, at: at + 9, at, into=given[2])
+    assert way == WAYS[0] or keeps_order(plan, fuse(plan))
+    run = runner(plan, way)
+    for start in (0, 9):
+        run()
+        taken = X[order[start : start + 9]] * 2
+        np.testing.assert_allclose(out.array, taken @ taken.T, rtol=1e-12)
+    assert position == 18
 
 
 def test_whole_numbers_bits_and_truths_are_numpys(way):

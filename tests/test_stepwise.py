@@ -108,7 +108,8 @@ def test_parts_of_a_buffer_are_updated_in_place(backend: Backend):
     np.testing.assert_array_equal(backend.to_numpy(buffer.array), [1, 4, 14, 0, -1, 8, 28, -3])
 
 
-def test_in_place_updates_are_no_hidden_copies_and_are_captured():
+def test_in_place_updates_are_no_hidden_copies_and_are_captured(in_form):
+    in_form("operation by operation")
     backend = get_backend("standin")
     plan, _ = in_place_plan(backend, np.arange(8.0))
     run = backend.compile(plan)
@@ -116,7 +117,7 @@ def test_in_place_updates_are_no_hidden_copies_and_are_captured():
     for _ in range(3):
         run()
     # one maximum, and of the where its condition, its product and a masked copy
-    assert run._graph.counts == {"launches": 4}
+    assert run._graphs[1].counts == {"launches": 4}
 
 
 def test_a_dry_run_takes_no_memory_and_says_what_a_run_takes(backend: Backend):

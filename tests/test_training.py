@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn import training
+from dnn import batches, training
 from dnn.backends import Backend, get_backend
 from dnn.errors import DataError, NonFiniteLossError
 from dnn.step import TRAIN, Step
@@ -94,12 +94,16 @@ def rows_seen(monkeypatch, **settings) -> list[list[int]]:
     seen: list[list[int]] = []
     original = Step.__call__
 
-    def recording(step: Step) -> None:
-        if step.goal == TRAIN:
-            buffers = {buffer.name: buffer.array for buffer in step.plan.buffers}
-            batch = buffers["X"][buffers["rows"]] if "rows" in buffers else buffers["X"]
-            seen.append(np.rint(batch[:, 0]).astype(int).tolist())
-        original(step)
+    def recording(step: Step, times: int = 1) -> None:
+        buffers = {buffer.name: buffer.array for buffer in step.plan.buffers}
+        for _ in range(times):
+            X, m = buffers["X"], step.batch_size
+            if "order" in buffers:
+                start = int(buffers["position"][0])
+                X = X[buffers["order"][start : start + m]]
+            if step.goal == TRAIN:
+                seen.append(np.rint(X[:, 0]).astype(int).tolist())
+            original(step)
 
     monkeypatch.setattr(Step, "__call__", recording)
     network = dnn.Network([1, 1], output="linear", seed=5)
@@ -134,6 +138,37 @@ def test_validation_split_holds_out_the_same_examples_every_time(monkeypatch):
     held_out = set(range(10)) - set(seen[0])
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, 2])))
     assert held_out == set(generator.permutation(10)[:3].tolist())
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_is_a_loop_over_batches_and_a_smaller_last(shuffle, backend: Backend):
+    network = network_of(backend)
+    W1, W2, b1, b2 = (backend.to_numpy(network.parameters[name]).copy() for name in ("W1", "W2", "b1", "b2"))
+    network.fit(X, Y, epochs=3, batch_size=8, optimizer=dnn.SGD(0.1), shuffle=shuffle)
+    for e in range(3):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([3, 1, e])))
+        order = generator.permutation(50) if shuffle else np.arange(50)
+        for start in range(0, 50, 8):
+            rows = order[start : start + 8]
+            A0 = X[rows]
+            A1 = np.maximum(A0 @ W1.T + b1, 0)
+            dZ2 = (1 / (1 + np.exp(-(A1 @ W2.T + b2))) - Y[rows, None]) / len(rows)
+            dZ1 = (dZ2 @ W2) * (A1 > 0)
+            W1, b1 = W1 - 0.1 * dZ1.T @ A0, b1 - 0.1 * dZ1.sum(axis=0)
+            W2, b2 = W2 - 0.1 * dZ2.T @ A1, b2 - 0.1 * dZ2.sum(axis=0)
+    for name, expected in {"W1": W1, "W2": W2, "b1": b1, "b2": b2}.items():
+        np.testing.assert_allclose(backend.to_numpy(network.parameters[name]), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("validation", [{}, {"validation_split": 0.3}])
+def test_how_many_steps_a_call_does_changes_no_bit(validation, backend: Backend, monkeypatch):
+    trained = []
+    for most in (1, 32):
+        monkeypatch.setattr(batches, "MOST_STEPS", most)
+        network = network_of(backend)
+        history = network.fit(X, Y, epochs=3, batch_size=3, **validation)
+        trained.append((history.history, weights(network).tobytes()))
+    assert trained[0] == trained[1]
 
 
 # ------------------------------------------------------------------------------------------ History
@@ -209,16 +244,21 @@ def test_a_non_finite_loss_ends_the_training_and_says_what_to_do():
 # ------------------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_leaves_the_network_at_its_last_whole_step(monkeypatch):
+@pytest.fixture
+def one_step_a_call(monkeypatch):
+    monkeypatch.setattr(batches, "MOST_STEPS", 1)
+
+
+def test_ctrl_c_leaves_the_network_at_its_last_whole_step(monkeypatch, one_step_a_call):
     """SIGINT as step 5 begins: the step is completed, then KeyboardInterrupt is raised."""
     expected = network_of()
     original, done = Step.__call__, []
 
-    def interrupted(step: Step) -> None:
+    def interrupted(step: Step, times: int) -> None:
         done.append(1)
         if len(done) == 5:
             signal.raise_signal(signal.SIGINT)
-        original(step)
+        original(step, times)
 
     monkeypatch.setattr(Step, "__call__", interrupted)
     network = network_of()
@@ -234,10 +274,31 @@ def test_ctrl_c_leaves_the_network_at_its_last_whole_step(monkeypatch):
     network.fit(X, Y, epochs=1)  # it goes on
 
 
+def test_ctrl_c_leaves_the_network_at_the_last_step_of_a_call(monkeypatch):
+    """SIGINT as a call of several steps begins."""
+    monkeypatch.setattr(batches, "SHORT_CALL", math.inf)
+    original, done = Step.__call__, []
+
+    def interrupted(step: Step, times: int) -> None:
+        done.append(times)
+        if len(done) == 3:
+            signal.raise_signal(signal.SIGINT)
+        original(step, times)
+
+    network, expected = network_of(), network_of()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Step, "__call__", interrupted)
+        network.fit(X, Y, epochs=10, batch_size=5, shuffle=False)
+    assert done == [1, 2, 4]
+    # seven steps
+    expected.fit(X[:35], Y[:35], epochs=1, batch_size=5, shuffle=False)
+    np.testing.assert_array_equal(weights(network), weights(expected))
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch):
     reached = []
 
-    def interrupted_twice(step: Step) -> None:
+    def interrupted_twice(step: Step, times: int) -> None:
         signal.raise_signal(signal.SIGINT)
         reached.append("after the first")
         signal.raise_signal(signal.SIGINT)
@@ -262,20 +323,20 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     original = Step.__call__
     monkeypatch.setattr(backend, "stream", stream, raising=False)
     monkeypatch.setattr(backend, "synchronize", lambda: log.append("wait"), raising=False)
-    monkeypatch.setattr(Step, "__call__", lambda step: (log.append("step"), original(step)))
+    monkeypatch.setattr(Step, "__call__", lambda step, times: (log.append("step"), original(step, times)))
     network_of(backend).fit(X, Y, epochs=1, batch_size=25)
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
-def test_the_users_own_handler_is_left_in_place(monkeypatch):
+def test_the_users_own_handler_is_left_in_place(monkeypatch, one_step_a_call):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         handler = signal.getsignal(signal.SIGINT)
         original = Step.__call__
 
-        def interrupted(step: Step) -> None:
-            original(step)
+        def interrupted(step: Step, times: int) -> None:
+            original(step, times)
             signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(Step, "__call__", interrupted)

@@ -1,6 +1,7 @@
 """Operations on numbers as LLVM IR: what a loop does for one element, for any target.
 
-Elementary functions are expanded into the primitive operations below before they are emitted, by `elementary`.
+Elementary functions are expanded into the primitive operations below before they are emitted, by `elementary`. Numbers
+of 16 bits are float32 in registers: they are rounded where they are stored and where the plan casts to them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dnn.backends.plan.graph import Plan, PlanError, Value, constant_of
 
 TYPES = {
     "f4": "float", "f8": "double", "b1": "i1", "i1": "i8", "u1": "i8", "i2": "i16", "u2": "i16", "i4": "i32",
-    "u4": "i32", "i8": "i64", "u8": "i64",
+    "u4": "i32", "i8": "i64", "u8": "i64", "f2": "float", "V2": "float",
 }  # fmt: skip
 EXPANDED: dict[str, Callable[..., Value]] = {
     name: getattr(elementary, name)
@@ -41,12 +42,21 @@ def llvm_type(dtype: np.dtype) -> str:
 
 
 def memory_type(dtype: np.dtype) -> str:
-    return "i8" if dtype.kind == "b" else llvm_type(dtype)
+    return "i8" if dtype.kind == "b" else "half" if dtype.str[1:] == "f2" else "i16" if is_bfloat16(dtype) else (
+        llvm_type(dtype))  # fmt: skip
+
+
+def is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or is_bfloat16(dtype)
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    return dtype.kind == "V"  # ml_dtypes'; no other structured dtype gets into a plan
 
 
 def literal(number: np.generic) -> str:
     """A number as IR writes it: the bits of a float as those of the double that it equals."""
-    if number.dtype.kind == "f":
+    if is_float(number.dtype):
         return f"0x{np.float64(number).view(np.uint64):016X}"
     if number.dtype.kind == "b":
         return "true" if number else "false"
@@ -66,7 +76,11 @@ class Expander:
             return value
         if value not in self._expanded:
             with np.errstate(all="ignore"):
-                self._expanded[value] = function(self._plan.xp, *value.inputs)
+                if value.dtype.itemsize == 2:
+                    inputs = [operand.astype(np.float32) for operand in value.inputs]
+                    self._expanded[value] = function(self._plan.xp, *inputs).astype(value.dtype)
+                else:
+                    self._expanded[value] = function(self._plan.xp, *value.inputs)
         return self._expanded[value]
 
 
@@ -100,6 +114,45 @@ class Block:
         given = ", ".join(f"{k} {o}" for k, o in zip(of.split(", "), operands, strict=True))
         return self.do(f"call {kind} @{name}({given})")
 
+    # -------------------------------------------------------------------------------------- memory
+
+    def load(self, dtype: np.dtype, place: str, more: str = "") -> str:
+        """The number at `place`, "ptr %p" with its address space; `more`: alignment and metadata."""
+        found = self.do(f"load {memory_type(dtype)}, {place}{more}")
+        if dtype.kind == "b":
+            return self.do(f"trunc i8 {found} to i1")
+        if dtype.kind == "f" and dtype.itemsize == 2:
+            return self.do(f"fpext half {found} to float")
+        if is_bfloat16(dtype):
+            wide = self.do(f"zext i16 {found} to i32")
+            return self.do(f"bitcast i32 {self.do(f'shl i32 {wide}, 16')} to float")
+        return found
+
+    def store(self, dtype: np.dtype, number: str, place: str, more: str = "") -> None:
+        if dtype.kind == "b":
+            number = self.do(f"zext i1 {number} to i8")
+        elif dtype.kind == "f" and dtype.itemsize == 2:
+            number = self.do(f"fptrunc float {number} to half")
+        elif is_bfloat16(dtype):
+            upper = self.do(f"lshr i32 {self._rounded_to_bfloat16(number)}, 16")
+            number = self.do(f"trunc i32 {upper} to i16")
+        self.line(f"store {memory_type(dtype)} {number}, {place}{more}")
+
+    def _rounded_to_bfloat16(self, number: str) -> str:
+        """The bits of a float32 rounded to the nearest bfloat16, ties to even; of nan, of a quiet one."""
+        bits = self.do(f"bitcast float {number} to i32")
+        odd = self.do(f"and i32 {self.do(f'lshr i32 {bits}, 16')}, 1")
+        rounded = self.do(f"add i32 {self.do(f'add i32 {bits}, 32767')}, {odd}")  # half of a unit, less one if even
+        nan = self.do(f"fcmp uno float {number}, {number}")
+        chosen = self.do(f"select i1 {nan}, i32 {self.do(f'or i32 {bits}, 4194304')}, i32 {rounded}")
+        return self.do(f"and i32 {chosen}, -65536")
+
+    def rounded(self, dtype: np.dtype, number: str) -> str:
+        """A float32 rounded to 16 bits, as a float32."""
+        if is_bfloat16(dtype):
+            return self.do(f"bitcast i32 {self._rounded_to_bfloat16(number)} to float")
+        return self.do(f"fpext half {self.do(f'fptrunc float {number} to half')} to float")
+
     # ---------------------------------------------------------------------------------- operations
 
     def operation(self, value: Value, operands: list[str]) -> str:
@@ -109,6 +162,8 @@ class Block:
         if op == "cast":
             return self.cast(operands[0], kind, value.dtype)
         if op == "bitcast":
+            if 2 == kind.itemsize == value.dtype.itemsize and (is_float(kind) or is_float(value.dtype)):
+                raise self._unknown(value)
             return self.do(f"bitcast {name} {operands[0]} to {llvm_type(value.dtype)}")
         if op == "where":
             condition, a, b = operands
@@ -129,7 +184,7 @@ class Block:
             return self.do(f"xor {name} {operands[0]}, {'true' if name == 'i1' else '-1'}")
         if op in ("maximum", "minimum"):
             return self.extreme(op, kind, *operands)
-        if kind.kind == "f":
+        if is_float(kind):
             return self._of_floats(op, kind, operands)
         if kind.kind in "iu":
             return self._of_whole(op, kind, operands)
@@ -159,7 +214,7 @@ class Block:
         if op == "copysign":
             return self.call("copysign", name, *operands)
         if op == "signbit":
-            bits = f"i{8 * kind.itemsize}"
+            bits = "i64" if name == "double" else "i32"
             return self.do(f"icmp slt {bits} {self.do(f'bitcast {name} {a} to {bits}')}, 0")
         if op == "sign":
             zero = literal(kind.type(0))
@@ -245,13 +300,13 @@ class Block:
 
     def _compare(self, op: str, kind: np.dtype, a: str, b: str) -> str:
         ordered, whole = _COMPARED[op]
-        if kind.kind == "f":
+        if is_float(kind):
             return self.do(f"fcmp {ordered} {llvm_type(kind)} {a}, {b}")
         sign = "" if whole in ("eq", "ne") else "s" if kind.kind == "i" else "u"
         return self.do(f"icmp {sign}{whole} {llvm_type(kind)} {a}, {b}")
 
     def _classify(self, op: str, kind: np.dtype, a: str) -> str:
-        if kind.kind != "f":
+        if not is_float(kind):
             return "true" if op == "isfinite" else "false"
         name, infinity = llvm_type(kind), literal(kind.type(np.inf))
         if op == "isnan":
@@ -282,13 +337,18 @@ class Block:
         have, want = llvm_type(source), llvm_type(target)
         if source == target:
             return a
+        if target.itemsize == 2 and is_float(target):
+            wide = np.dtype(np.float32)
+            return self.rounded(target, self.cast(a, wide if is_float(source) and have == want else source, wide))
         if target.kind == "b":
-            if source.kind == "f":
+            if is_float(source):
                 return self.do(f"fcmp une {have} {a}, {literal(source.type(0))}")
             return self.do(f"icmp ne {have} {a}, 0")
-        if source.kind == "f" and target.kind == "f":
-            return self.do(f"{'fpext' if target.itemsize > source.itemsize else 'fptrunc'} {have} {a} to {want}")
-        if source.kind == "f":
+        if is_float(source) and is_float(target):
+            if have == want:
+                return a
+            return self.do(f"{'fpext' if want == 'double' else 'fptrunc'} {have} {a} to {want}")
+        if is_float(source):
             return self.do(f"{'fptosi' if target.kind == 'i' else 'fptoui'} {have} {a} to {want}")
         if target.kind == "f":
             return self.do(f"{'sitofp' if source.kind == 'i' else 'uitofp'} {have} {a} to {want}")

@@ -249,14 +249,10 @@ class _Emitter:
         return self.domain[1] if reduces and self.domain[0] > 1 and self.domain[1] <= KNOWN_COLUMNS else None
 
     def load(self, block: Block, kind: np.dtype, pointer: str, in_loop: bool) -> str:
-        name = block.do(f"load {memory_type(kind)}, ptr {pointer}{', !llvm.access.group !0' if in_loop else ''}")
-        return block.do(f"trunc i8 {name} to i1") if kind.kind == "b" else name
+        return block.load(kind, f"ptr {pointer}", ", !llvm.access.group !0" if in_loop else "")
 
     def store(self, block: Block, kind: np.dtype, value: str, pointer: str, in_loop: bool) -> None:
-        if kind.kind == "b":
-            value = block.do(f"zext i1 {value} to i8")
-        group = ", !llvm.access.group !0" if in_loop else ""
-        block.line(f"store {memory_type(kind)} {value}, ptr {pointer}{group}")
+        block.store(kind, value, f"ptr {pointer}", ", !llvm.access.group !0" if in_loop else "")
 
     # ------------------------------------------------------------------------------------ expressions
 
@@ -284,6 +280,34 @@ class _Emitter:
                     operands = [self.uniform_value(operand) for operand in value.inputs]
                     self.uniform[value] = self.entry.operation(value, operands)
         return self.uniform[value]
+
+    def row_number(self, block: Block, i: str, index: Value) -> str:
+        """The row that `take` chooses for row i: an element of a flat array, in memory or computed here."""
+        index = stripped(index)
+        if index.op == "iota":
+            return block.cast(i, np.dtype(np.int64), index.dtype)
+        if index.size == 1 and (self.is_leaf(index) or not index.inputs):
+            return self.uniform_value(index)
+        if self.is_leaf(index):
+            rows = self.fused.place(index)
+            assert rows is not None
+            return self.load(block, index.dtype, self.row_of_column(block, rows, i), False)
+        if index.op == "reshape":  # of rows taken from a column
+            (taken,) = index.inputs
+            source = self.fused.place(taken.inputs[0])
+            assert source is not None
+            number = self.row_number(block, i, taken.inputs[1])
+            return self.load(block, index.dtype, self.row_of_column(block, source, number), False)
+        return block.operation(index, [self.row_number(block, i, operand) for operand in index.inputs])
+
+    def row_of_column(self, block: Block, view: View, number: str) -> str:
+        """The address of an element of a flat array, or of a matrix of one column."""
+        assert view.is_contiguous and max(view.shape) == view.size, view
+        stream = Stream(view, 1, 0, view.buffer in self.scratch)
+        if stream not in self.streams:
+            self.streams.append(stream)
+        offset = block.do(f"mul i64 {number}, {self.stride(stream, 'row')}")
+        return block.do(f"getelementptr {memory_type(view.buffer.dtype)}, ptr {self.pointer(stream)}, i64 {offset}")
 
     # ------------------------------------------------------------------------------------- reductions
 
@@ -472,19 +496,12 @@ class _Rows:
     def taken_base(self, value: Value) -> tuple[Stream, str]:
         """The address of the row that `take` chooses for this one."""
         emitter, block = self.emitter, self.block(0)
-        source, rows = (emitter.fused.place(operand) for operand in value.inputs)
-        assert source is not None and rows is not None
+        source = emitter.fused.place(value.inputs[0])
+        assert source is not None
         stream = emitter.stream(source)
         key = value, "taken"
         if key not in self.row_pointers:
-            chosen = Stream(rows, None, None, False)
-            step = chosen.strides[1]
-            index_stream = Stream(rows, step if step in (0, 1) else None, 0, False)
-            if index_stream not in emitter.streams:
-                emitter.streams.append(index_stream)
-            at = block.do(f"mul i64 {self.i}, {emitter.stride(index_stream, 'row')}")
-            place = block.do(f"getelementptr i64, ptr {emitter.pointer(index_stream)}, i64 {at}")
-            number = block.do(f"load i64, ptr {place}")
+            number = emitter.row_number(block, self.i, value.inputs[1])
             offset = block.do(f"mul i64 {number}, {emitter.stride(stream, 'row')}")
             kind = memory_type(source.buffer.dtype)
             self.row_pointers[key] = block.do(f"getelementptr {kind}, ptr {emitter.pointer(stream)}, i64 {offset}")
@@ -497,7 +514,7 @@ class _Rows:
         if emitter.variance(value) == UNIFORM:
             return emitter.uniform_value(value)
         if value not in self.row_values:
-            if value.op == "take":
+            if value.op == "take" and not emitter.is_leaf(value):
                 _, base = self.taken_base(value)
                 self.row_values[value] = emitter.load(self.block(0), value.dtype, base, False)
             elif emitter.is_leaf(value):
@@ -549,7 +566,7 @@ class _Pass:
         emitter, body = self.emitter, self.body
         if value.op == "iota":
             return body.cast(self.j, np.dtype(np.int64), value.dtype)
-        if value.op == "take":
+        if value.op == "take" and not emitter.is_leaf(value):
             if emitter.turned:
                 return self._taken_one_by_one(value)
             stream, base = self.rows.taken_base(value)
@@ -572,19 +589,10 @@ class _Pass:
 
     def _taken_one_by_one(self, value: Value) -> str:
         emitter, body = self.emitter, self.body
-        source, rows = (emitter.fused.place(operand) for operand in value.inputs)
-        assert source is not None and rows is not None
-        step = Stream(rows, None, None, False).strides[1]
-        indices = Stream(rows, 0, step if step in (0, 1) else None, False)
-        table = Stream(source, 0, source.strides[0] if source.strides[0] in (0, 1) else None, False)
-        for stream in (indices, table):
-            if stream not in emitter.streams:
-                emitter.streams.append(stream)
-        number = emitter.load(body, np.dtype(np.int64), self.at(indices), True)
-        offset = body.do(f"mul i64 {number}, {emitter.stride(table, 'column')}")
-        kind = memory_type(value.dtype)
-        place = body.do(f"getelementptr {kind}, ptr {emitter.pointer(table)}, i64 {offset}")
-        return emitter.load(body, value.dtype, place, True)
+        source = emitter.fused.place(value.inputs[0])
+        assert source is not None
+        number = emitter.row_number(body, self.j, value.inputs[1])
+        return emitter.load(body, value.dtype, emitter.row_of_column(body, source, number), True)
 
     def spill_place(self, value: Value) -> str:
         kind = memory_type(value.dtype)
@@ -712,7 +720,7 @@ def _is_flat(emitter: _Emitter, roots: list[Value]) -> bool:
         if value in seen:
             continue
         seen.add(value)
-        if value.op == "take" or value.op == "iota":
+        if value.op == "iota" or (value.op == "take" and not emitter.is_leaf(value)):
             return False
         if emitter.variance(value) in (ROW, COLUMN):
             return False

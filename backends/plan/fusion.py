@@ -174,6 +174,8 @@ class _Fusion:
             if node.op == "store":
                 self.stores.setdefault(stripped(node.inputs[0]), []).append(node)
         self.all_stores = [node for node in self.nodes if node.op == "store"]
+        self.indices = self._indices()
+        """Row numbers that each `take` computes for itself."""
         self.homes: dict[Value, Value] = {}
         """The store in whose place a value is computed."""
         for value, stores in self.stores.items():
@@ -187,6 +189,21 @@ class _Fusion:
             self._place(node)
         self.roots = self._roots()
 
+    def _indices(self) -> set[Value]:
+        found: set[Value] = set()
+        for node in reversed(self.nodes):
+            if node.ndim > 2 or node.dtype.kind not in "iu" or not self.users[node]:
+                continue
+            cheap = node.op in ELEMENTWISE and ELEMENTWISE[node.op].cost <= CHEAP and node.ndim == 1
+            taken = node.op == "take" and node.shape[1] == 1
+            flattened = node.op == "reshape" and node.inputs[0].op == "take" and not is_alias(node)
+            if (cheap or taken or flattened) and all(
+                user in found or (user.op == "take" and stripped(user.inputs[0]) is not node)
+                for user in self.users[node]
+            ):
+                found.add(node)
+        return {node for node in found if node.op != "take" or all(user in found for user in self.users[node])}
+
     # ---------------------------------------------------------------------------------- memory
 
     def _loads_before(self, store: Value) -> list[Value]:
@@ -197,7 +214,7 @@ class _Fusion:
         """What reads a value, through views of it."""
         found = []
         for user in self.users[value]:
-            if user.op in ("transpose", "reshape"):
+            if user.op in ("transpose", "reshape") or user in self.indices:
                 found += self._consumers(user)
             else:
                 found.append(user)
@@ -254,7 +271,8 @@ class _Fusion:
             return
         if node.op in ("transpose", "reshape"):
             inner = stripped(node.inputs[0])
-            self.stage[node] = self.stage[inner] + (0 if is_alias(node) or inner.op == "load" else 1)
+            free = is_alias(node) or inner.op == "load" or node in self.indices
+            self.stage[node] = self.stage[inner] + (0 if free else 1)
             self.columns[node] = self.columns[inner] if is_alias(node) else None
             return
         self.columns[node] = self._columns(node)
@@ -295,7 +313,7 @@ class _Fusion:
         return self.columns[operand] in (None, self.columns[node])
 
     def _available(self, node: Value, operand: Value) -> int:
-        if operand.op in ("load", *FREE):
+        if operand.op in ("load", *FREE) or operand in self.indices:
             return self.stage[operand]
         if operand.op in ("transpose", "reshape"):
             return self.stage[operand]
@@ -331,7 +349,9 @@ class _Fusion:
                 roots.add(node)
             for operand in node.inputs:
                 value = stripped(operand)
-                if value.op in ("load", *FREE, "transpose") or value in roots:
+                if value.op in ("load", *FREE, "transpose") or value in roots or value in self.indices:
+                    continue
+                if value.op == "reshape" and stripped(value.inputs[0]).op == "load":
                     continue
                 if node.op in ("dot", "transpose", "reshape", "take") and not is_alias(node):
                     roots.add(value)
@@ -339,7 +359,7 @@ class _Fusion:
         while changed:
             changed = False
             for node in self.nodes:
-                if node.op in ("store", "dot", "transpose", "reshape", "take"):
+                if node.op in ("store", "dot", "transpose", "reshape", "take") or node in self.indices:
                     continue
                 for value in map(stripped, node.inputs):
                     if value in roots or not is_fusable(value):

@@ -26,7 +26,7 @@ Call = Callable[[], Any]
 
 
 class Stepwise:
-    """The calls of a plan on a backend's arrays; calling it runs them all.
+    """The calls of a plan on a backend's arrays; calling it runs them all, so many times.
 
     `nbytes` is the memory beyond the arrays that the plan was given. With `dry` nothing is allocated.
     """
@@ -64,9 +64,10 @@ class Stepwise:
         del self._nodes, self._users, self._stores, self._homes, self._last, self._blocks, self._arrays, self._plan
         del self._parts, self._ones
 
-    def __call__(self) -> None:
-        for call in self._calls:
-            call()
+    def __call__(self, times: int = 1) -> None:
+        for _ in range(times):
+            for call in self._calls:
+                call()
 
     # ---------------------------------------------------------------------------------- placement
 

@@ -7,6 +7,11 @@ from typing import Any
 from dnn.backends import Array
 
 
+def batch_rows(xp: Any, order: Array, position: Array, m: int) -> Array:
+    """The next m rows: order[position : position + m]. order (n,) and position (1,) int64, position + m at most n."""
+    return xp.take(order.reshape(-1, 1), position + xp.arange(m), axis=0).reshape(m)
+
+
 def load_batch(xp: Any, source: Array, rows: Array, scale: Any, dtype: Any) -> Array:
     """X_i = scale · source[rows_i] in `dtype`. rows (m,) int64, within source.
 

@@ -1,0 +1,178 @@
+"""A plan as kernels for a GPU: one for the whole step where it is small, else one a level, and products by a library.
+
+One block runs a tiny step: its barriers cost next to nothing. A small one is run by as many blocks as the device can
+have at once, which meet between levels. In anything larger the products decide, which a library makes better use of the
+device for; there a level of loops is a launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dnn.backends.base import Array
+from dnn.backends.codegen.kernels import Kernel
+from dnn.backends.codegen.tasks import Task, loop_task
+from dnn.backends.codegen.tiles import product_task
+from dnn.backends.plan.fusion import Fused, Product
+from dnn.backends.plan.graph import Buffer, Plan, PlanError, View
+from dnn.backends.plan.levels import Job, Levels, levels_of, lifetimes
+from dnn.backends.plan.order import fused_in_order
+
+COUNTER = 16
+"""Bytes."""
+ONE_BLOCK = 1_000_000
+"""Multiply-adds up to which one block runs the step."""
+WHOLE = 150_000_000
+"""Multiply-adds up to which one kernel runs the step, its products included."""
+MOST_JOBS = 64
+"""Of one kernel: compiling it takes about a second then."""
+LARGEST = 2**31 - 2**20
+"""Elements: what threads beyond the last one count up to must fit as well."""
+ELEMENT = 16
+"""Multiply-adds that an element of a loop counts as: it is memory that takes the time."""
+
+
+@dataclass
+class Launch:
+    """A kernel on so many blocks."""
+
+    kernel: Kernel
+    blocks: int
+
+
+class KernelPlan:
+    """What runs a plan, in order: launches, and products for the library.
+
+    `nbytes`: memory beyond what the plan was given, with the `counter` that blocks of one kernel meet at.
+    `blocks`: how many the device can have at the same time. `zeros(shape, dtype)` makes memory on the device; without
+    it nothing is allocated or compiled. `form` is chosen by size, or given: "block", "grid" or "launches".
+    """
+
+    def __init__(self, plan: Plan, blocks: int, zeros: Callable[..., Array] | None, form: str | None = None) -> None:
+        fused = fused_in_order(plan)
+        _check_sizes(fused)
+        work = sum(_work(operation) for operation in fused.operations)
+        self.form = form or ("block" if work <= ONE_BLOCK else "grid" if work <= WHOLE else "launches")
+        whole = self.form != "launches"
+        levels = levels_of(fused, own_products=whole)
+        if whole and form is None and len(levels.jobs) > MOST_JOBS:
+            self.form, whole = "launches", False
+            levels = levels_of(fused, own_products=False)
+        own = [buffer for buffer in plan.buffers if buffer.array is None and buffer.keeps]
+        slots = _slots(levels)
+        self.nbytes = sum(buffer.nbytes for buffer in own) + sum(nbytes for nbytes, _ in slots) + whole * COUNTER
+        if zeros is None:
+            return
+        for buffer in own:
+            buffer.array = zeros(buffer.shape, buffer.dtype)
+        self.arrays: dict[Buffer, Array] = {b: b.array for b in plan.buffers if b.array is not None}
+        for nbytes, buffers in slots:
+            memory = zeros(nbytes, np.uint8)
+            for buffer in buffers:
+                self.arrays[buffer] = memory[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
+        self.counter = zeros(COUNTER, np.uint8) if whole else None
+        unaligned = {buffer for buffer, array in self.arrays.items() if array.data.ptr % 16}
+        used = 1 if self.form == "block" else blocks
+
+        def task(job: Job) -> Task:
+            if job.product is not None:
+                return product_task(plan, fused, job, unaligned, used)
+            return loop_task(plan, fused, job, unaligned)
+
+        self.operations: list[Launch | Product] = []
+        if whole:
+            kernel = Kernel([tasks for level in levels.levels if (tasks := _working(map(task, level)))])
+            if kernel.levels:
+                self.operations.append(Launch(kernel, min(used, kernel.units)))
+            return
+        for level in levels.levels:
+            if tasks := _working(task(job) for job in level if job.product is None):
+                kernel = Kernel([tasks])
+                self.operations.append(Launch(kernel, kernel.units))
+            self.operations += [job.product for job in level if job.product is not None]
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        return [operation.kernel for operation in self.operations if isinstance(operation, Launch)]
+
+    def part(self, view: View) -> Array:
+        """The array that a view is of, for the library."""
+        array: Any = self.arrays[view.buffer]
+        if view == view.buffer.whole():
+            return array
+        if not array.flags.c_contiguous:
+            array = array.T  # which is
+        part = array.reshape(-1)[view.start : view.start + view.size]
+        if view.is_contiguous:
+            return part.reshape(view.shape)
+        return part.reshape(view.shape[::-1]).T
+
+
+class TooLarge(PlanError):
+    """An array has more elements than the index of a kernel can count."""
+
+
+def _check_sizes(fused: Fused) -> None:
+    for operation in fused.operations:
+        if isinstance(operation, Product):
+            sizes = [view.extent[1] for view in (operation.A, operation.B, operation.C)]
+        else:
+            # rows that are chosen are found by an index of their own
+            sizes = [view.extent[1] for view, chosen in fused.reads(operation) if not chosen]
+            sizes += [operation.shape[0] * operation.shape[1]]
+        if max(sizes, default=0) >= LARGEST:
+            raise TooLarge(f"an array of {max(sizes)} elements: kernels take less than {LARGEST}")
+
+
+def _working(tasks: Any) -> list[Task]:
+    return [task for task in tasks if task.units]
+
+
+def _work(operation: Any) -> int:
+    if isinstance(operation, Product):
+        m, n, k = operation.sizes
+        return m * n * k
+    return ELEMENT * operation.shape[0] * operation.shape[1]
+
+
+def _slots(levels: Levels) -> list[tuple[int, list[Buffer]]]:
+    """Memory for the temporaries: (bytes, those that share it, at different levels)."""
+    alive = lifetimes(levels)
+    written = _fully_written(levels)
+    slots: list[tuple[int, list[Buffer]]] = []
+    # the largest first: what shares its memory is no larger
+    for buffer in sorted(levels.temporaries, key=lambda b: -b.nbytes):
+        for _, others in slots:
+            if buffer in written and all(other in written and _apart(alive[other], alive[buffer]) for other in others):
+                others.append(buffer)
+                break
+        else:
+            slots.append((buffer.nbytes, [buffer]))
+    return slots
+
+
+def _apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[1] < b[0] or b[1] < a[0]
+
+
+def _fully_written(levels: Levels) -> set[Buffer]:
+    """Temporaries of which every element is written; the others hold zeros where nothing writes."""
+    extents: dict[Buffer, list[tuple[int, int]]] = {buffer: [] for buffer in levels.temporaries}
+    for job in levels.jobs:
+        for view in job.writes:
+            if view.buffer in extents:
+                extents[view.buffer].append(view.extent)
+    found = set()
+    for buffer, parts in extents.items():
+        end = 0
+        for first, last in sorted(parts):
+            if first > end:
+                break
+            end = max(end, last)
+        if end >= buffer.size:
+            found.add(buffer)
+    return found

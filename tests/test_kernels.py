@@ -1,0 +1,329 @@
+"""Kernels for a GPU: the same phases run here, thread by thread, and what ptxas says to them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+
+pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+
+from emulator import Cpu
+from traced import KERNELS, eagerly, emulated, planned, results_of, traced
+
+import dnn
+from dnn import functional
+from dnn.backends import get_backend
+from dnn.backends.codegen import gpu, tasks, tiles
+from dnn.backends.codegen.gpu import KernelPlan
+from dnn.backends.codegen.kernels import Kernel, ptx_of
+from dnn.backends.codegen.tasks import LONG_ROW, THREADS, Repeat
+from dnn.backends.plan import Plan
+from dnn.data import prepare
+from dnn.state import TrainingState
+from dnn.step import GATHERED, TRAIN, Order, Step
+
+RNG = np.random.default_rng(11)
+
+
+def close(results: list[np.ndarray], expected: list[np.ndarray], rtol: float) -> None:
+    for result, of_numpy in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, np.reshape(of_numpy, result.shape), rtol=rtol, atol=rtol)
+
+
+@pytest.fixture(params=KERNELS)
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# ------------------------------------------------------------------------------------------ every shape
+
+
+def of_rows(xp, Z):
+    totals = xp.sum(Z, axis=1, keepdims=True)
+    return functional.softmax(xp, Z), totals, xp.argmax(Z, axis=1, keepdims=True), Z - xp.max(Z, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 255, 256, 257, LONG_ROW - 1, LONG_ROW, LONG_ROW + 1, 1100])
+def test_rows_shorter_and_longer_than_a_team_and_a_block(n, way):
+    for m in (1, 17):
+        Z = RNG.standard_normal((m, n))
+        close(traced(way, of_rows, Z), eagerly(of_rows, Z), 1e-12)
+
+
+def of_columns(xp, Z):
+    return xp.sum(Z, axis=0), xp.max(Z, axis=0), xp.sum(Z * Z), xp.min(Z), xp.max(xp.isfinite(Z))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (700, 1), (5000, 3), (9000, 70), (40, 3000), (0, 4)])
+def test_reductions_of_few_and_of_many_rows(shape, way):
+    Z = RNG.standard_normal(shape)
+    of_shape = of_columns if shape[0] else lambda xp, Z: (xp.sum(Z, axis=0), xp.sum(Z))
+    close(traced(way, of_shape, Z), eagerly(of_shape, Z), 1e-11)
+
+
+def of_products(xp, A, B, b):
+    Z = xp.dot(A, B.T) + b
+    return Z, functional.tanh(xp, Z), xp.dot(Z.T, A), xp.dot(Z, B)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (5, 3, 100), (64, 64, 16), (65, 130, 17), (200, 260, 33)])
+def test_products_of_every_tile_with_what_follows_them(m, n, k, dtype, way):
+    A, B, b = (RNG.standard_normal(shape).astype(dtype) for shape in ((m, k), (n, k), (n,)))
+    close(traced(way, of_products, A, B, b), eagerly(of_products, A, B, b), 1e-3 if dtype == np.float32 else 1e-11)
+
+
+def test_the_sizes_above_take_every_tile():
+    assert {tiles.tile_for(m, n, 3) for m, n in ((5, 3), (64, 64), (65, 130), (200, 260))} == set(tiles.TILES)
+
+
+def test_products_of_no_terms_are_zero(way):
+    A, B = np.ones((3, 0)), np.ones((0, 4))
+    close(traced(way, lambda xp, A, B: xp.dot(A, B) + 1, A, B), [np.ones((3, 4))], 0)
+
+
+# ---------------------------------------------------------------------------------------------- 16 bits
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16])
+def test_numbers_of_16_bits_are_rounded_as_their_dtype_rounds(dtype, way):
+    bits = np.arange(2**16, dtype=np.uint16).view(dtype)
+    wide = bits.astype(np.float32)
+    with np.errstate(all="ignore"):
+        between = np.concatenate([wide, np.nextafter(wide, np.float32(np.inf)), (wide[1:] + wide[:-1]) / 2])
+        expected = between.astype(dtype)
+    (down,) = traced(way, lambda xp, a: a.astype(dtype), between)
+    same = (down.view(np.uint16) == expected.view(np.uint16)) | (np.isnan(down) & np.isnan(expected))
+    assert same.all()
+    (up,) = traced(way, lambda xp, a: a.astype(np.float32), bits)
+    np.testing.assert_array_equal(up, wide)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16])
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "sigmoid"])
+def test_activations_of_16_bits_are_those_of_float32_rounded_once(name, dtype, way):
+    function = getattr(functional, name)
+    Z = RNG.standard_normal((40, 24)).astype(dtype)
+    (result,) = traced(way, function, Z)
+    (of_float32,) = eagerly(function, Z.astype(np.float32))
+    assert result.dtype == dtype
+    spacing = float(np.finfo(np.float16).eps) if dtype == np.float16 else 2.0**-7
+    close([result.astype(np.float32)], [of_float32], 1.01 * spacing)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16])
+def test_products_of_16_bits_are_summed_in_float32(dtype):
+    A, B = (RNG.standard_normal(shape).astype(dtype) for shape in ((70, 300), (300, 40)))
+    exact = A.astype(np.float64) @ B.astype(np.float64)
+    for form in ("block", "grid"):
+        (result,) = traced(f"kernels, {form}", lambda xp, A, B: xp.dot(A, B), A, B)
+        eps = 2.0**-11 if dtype == np.float16 else 2.0**-8
+        np.testing.assert_allclose(result.astype(np.float64), exact, rtol=1.01 * eps, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- any number of blocks, any order
+
+
+def results(plan: Plan, **settings: Any) -> list[np.ndarray]:
+    emulated(plan, "grid", **settings)()
+    return results_of(plan, get_backend("numpy"))
+
+
+def everything(xp, Z, W, b):
+    A = functional.relu(xp, xp.dot(Z, W) + b)
+    P = functional.softmax(xp, A)
+    return P, xp.sum(P, axis=0), xp.sum(A * P), xp.dot(A.T, P), xp.argmax(A, axis=1, keepdims=True)
+
+
+def test_results_do_not_depend_on_the_number_of_blocks_nor_on_who_comes_first():
+    arrays = [RNG.standard_normal(shape) for shape in ((700, 20), (20, 600), (600,))]
+    first = results(planned(everything, *arrays), blocks=1)
+    close(first, eagerly(everything, *arrays), 1e-10)
+    for blocks, backwards in ((1, True), (2, False), (7, True), (132, False), (132, True)):
+        again = results(planned(everything, *arrays), blocks=blocks, backwards=backwards)
+        # the tile, and so the order of a product's sums, goes with the number of blocks
+        close(again, first, 1e-12)
+    one_way, other_way = (results(planned(everything, *arrays), blocks=7, backwards=b) for b in (False, True))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one_way, other_way, strict=True))
+
+
+def test_memory_that_begins_anywhere_is_read():
+    raw = RNG.integers(0, 256, 4096 * 3 + 1, np.uint8)
+    Z = raw[1:].reshape(-1, 12)
+    assert Z.ctypes.data % 16
+    close(traced(KERNELS[0], lambda xp, Z: Z * np.float32(2), Z), [Z * np.float32(2)], 0)
+    plan = planned(lambda xp, Z: Z * np.float32(2), Z)
+    assert not re.search(r"load i8.*align [24]", emitted(plan))
+    aligned = planned(lambda xp, Z: Z * np.float32(2), Z.copy())
+    if not aligned.buffers[0].array.ctypes.data % 16:
+        assert re.search(r"load i8.*align 4", emitted(aligned))
+
+
+def emitted(plan: Plan) -> str:
+    made = emulated(plan, "grid").plan  # type: ignore[attr-defined]
+    return "\n".join(text for kernel in made.kernels for text in kernel.phases.values())
+
+
+# --------------------------------------------------------------------------------------- planted faults
+
+
+ARRAYS = [RNG.standard_normal(shape) for shape in ((70, 33), (33, 40), (40,))]
+
+
+def is_wrong(way: str) -> bool:
+    found = traced(way, everything, *ARRAYS)
+    return any(
+        not np.allclose(result, np.reshape(of_numpy, result.shape))
+        for result, of_numpy in zip(found, eagerly(everything, *ARRAYS), strict=True)
+    )
+
+
+def test_nothing_is_wrong_where_nothing_was_planted(way):
+    assert not is_wrong(way)
+
+
+def test_a_barrier_of_a_block_left_out_would_be_seen(monkeypatch, way):
+    def without_barriers(self, target, task, unit):
+        code = target.code
+        with code.counted("0", str(THREADS), 1) as thread:
+            for item in task.body:
+                turns = item.turns if isinstance(item, Repeat) else 1
+                with code.counted("0", str(turns), 1) as turn:
+                    for phase in item.phases if isinstance(item, Repeat) else [item]:
+                        target.one_thread(self.named(task, phase), task, unit, thread, turn)
+
+    with_barriers = Kernel.unit
+    monkeypatch.setattr(
+        Kernel, "unit", lambda self, target, *given: (
+            without_barriers if isinstance(target, Cpu) else with_barriers)(self, target, *given)
+    )  # fmt: skip
+    assert is_wrong(way)
+
+
+def test_a_barrier_of_the_grid_left_out_would_be_seen(monkeypatch):
+    made = gpu.Kernel
+    monkeypatch.setattr(gpu, "Kernel", lambda levels: made([[task for level in levels for task in level]]))
+    assert is_wrong(KERNELS[1])
+
+
+def test_a_phase_left_out_would_be_seen(monkeypatch, way):
+    finish = tasks.Code.finish
+
+    def once(self, into=None):
+        if into is None and len(self.task.body) == 1 and self.task.shared:
+            self.lines = []
+        finish(self, into)
+
+    monkeypatch.setattr(tasks.Code, "finish", once)
+    assert is_wrong(way)
+
+
+def test_a_wrong_stride_would_be_seen(monkeypatch, way):
+    steps_of = tasks.steps_of
+    monkeypatch.setattr(tasks, "steps_of", lambda view: (steps_of(view)[1], steps_of(view)[0]))
+    assert is_wrong(way)
+
+
+def test_a_wrong_lane_of_a_tile_would_be_seen(monkeypatch):
+    operand = tiles._Product._operand
+    monkeypatch.setattr(
+        tiles._Product, "_operand", lambda self, code, base, depth, lane, number, start: operand(
+            self, code, base, depth, lane, 0, start)
+    )  # fmt: skip
+    assert is_wrong(KERNELS[0])
+    assert is_wrong(KERNELS[1])
+
+
+# ---------------------------------------------------------------------------------------------- a step
+
+
+NETWORKS = [
+    ([20, 64, 32, 2], 32, "block"),
+    ([784, 256, 128, 10], 128, "grid"),
+    ([784, 1024, 1024, 10], 512, "launches"),
+]
+"""With the batch, and how a step of it runs."""
+
+
+@pytest.mark.parametrize("sizes, m, form", NETWORKS)
+@pytest.mark.parametrize("optimizer", [dnn.SGD(), dnn.Momentum(), dnn.Adam()])
+def test_a_small_step_is_one_kernel(sizes, m, form, optimizer):
+    made = kernel_plan(step_plan(sizes, m, optimizer))
+    assert made.form == form
+    if form != "launches":
+        assert len(made.operations) == 1
+
+
+def step_plan(sizes: list[int], m: int, optimizer: dnn.Optimizer, output: str = "softmax") -> Plan:
+    """Of a training step of m examples in bytes."""
+    network = dnn.Network(sizes, output=output, seed=1)
+    X, Y = RNG.integers(0, 256, (2 * m, sizes[0]), np.uint8), RNG.integers(0, sizes[-1], 2 * m)
+    examples = prepare(network, X, Y, fitting=True)
+    state = TrainingState(optimizer, network.parameters)
+    order = Order(np.arange(2 * m), np.zeros(1, np.int64))
+    return Step(network, examples, m, TRAIN, GATHERED, optimizer, state.arrays, order=order).plan
+
+
+def kernel_plan(plan: Plan, form: str | None = None) -> KernelPlan:
+    """As on a device of 132 multiprocessors."""
+    from traced import OnHost
+
+    zeros = get_backend("numpy").zeros
+    for buffer in plan.buffers:
+        if buffer.array is not None and not isinstance(buffer.array, OnHost):
+            buffer.array = OnHost(buffer.array)
+    return KernelPlan(plan, 132, lambda *given: OnHost(zeros(*given)), form)
+
+
+# ---------------------------------------------------------------------------------------------- ptxas
+
+
+def ptxas() -> str | None:
+    found = shutil.which("ptxas")
+    for folder in sys.path if found is None else ():
+        found = next((str(path) for path in Path(folder).glob("nvidia/*/bin/ptxas")), found)
+    return found
+
+
+def check_ptx(made: list[Kernel], capability: int, tmp_path: Path) -> None:
+    arch = f"sm_{capability}"
+    source = tmp_path / "kernels.ptx"
+    source.write_text(ptx_of(made, arch))
+    command = [ptxas() or "", "-arch", arch, "-v", str(source), "-o", str(tmp_path / "kernels.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(used) >= len({kernel.name for kernel in made})
+    assert set(used) == {("0", "0", "0")}, done.stderr
+    assert ".local" not in source.read_text()
+
+
+needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="ptxas is not here: the extra kernelcheck has it")
+
+
+@needs_ptxas
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+@pytest.mark.parametrize("form", ["block", "grid", "launches"])
+def test_ptxas_takes_the_kernels_of_a_step_without_spills(form, capability, tmp_path):
+    plan = step_plan([784, 256, 128, 10], 128, dnn.Adam())
+    check_ptx(kernel_plan(plan, form).kernels, capability, tmp_path)
+
+
+@needs_ptxas
+def test_ptxas_takes_every_function_and_dtype_without_spills(tmp_path):
+    made: list[Kernel] = []
+    for dtype in (np.float32, np.float64, np.float16, bfloat16):
+        Z = RNG.standard_normal((70, 33)).astype(dtype)
+        for function in (of_rows, of_columns, *(getattr(functional, name) for name in ("gelu", "tanh", "sigmoid"))):
+            for form in ("block", "grid", "launches"):
+                made += kernel_plan(planned(function, Z), form).kernels
+    for capability in (80, 90, 100, 120):
+        check_ptx(made, capability, tmp_path)
