@@ -122,7 +122,7 @@ def test_arguments_of_the_test_script_go_to_pytest(copy: Path, tmp_path: Path):
     (copy / "tests").mkdir()
     (copy / "tests" / "test_one.py").write_text("def test_right(): pass\ndef test_wrong(): assert False\n")
     done = run(copy / "scripts" / "test.sh", "-q", "-k", "right", cwd=tmp_path)
-    assert done.returncode == 0 and "1 passed, 1 deselected" in done.stdout
+    assert done.returncode == 0 and "1 passed" in done.stdout
     assert run(copy / "scripts" / "test.sh", "-q", cwd=tmp_path).returncode == 1
 
 
