@@ -306,4 +306,5 @@ def _all_finite(xp: Any, grad: Array) -> Array:
 
 
 def _unscaled(xp: Any, grad: Array, loss_scale: Array, finite: Array, dtype: Any) -> Array:
-    return xp.where(finite, grad.astype(dtype) / loss_scale, 0)
+    # of a power of two, the reciprocal is exact
+    return xp.where(finite, grad.astype(dtype) * (1 / loss_scale), 0)

@@ -26,6 +26,8 @@ from dnn.backends.codegen.gpu import KernelPlan
 from dnn.backends.codegen.kernels import Kernel, ptx_of
 from dnn.backends.codegen.tasks import LONG_ROW, THREADS, Repeat
 from dnn.backends.plan import Plan
+from dnn.backends.plan.levels import levels_of
+from dnn.backends.plan.order import fused_in_order
 from dnn.data import prepare
 from dnn.state import TrainingState
 from dnn.step import GATHERED, TRAIN, Order, Step
@@ -62,7 +64,7 @@ def of_columns(xp, Z):
     return xp.sum(Z, axis=0), xp.max(Z, axis=0), xp.sum(Z * Z), xp.min(Z), xp.max(xp.isfinite(Z))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (700, 1), (5000, 3), (9000, 70), (40, 3000), (0, 4)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (700, 1), (90_000, 3), (9000, 70), (40, 3000), (0, 4)])
 def test_reductions_of_few_and_of_many_rows(shape, way):
     Z = RNG.standard_normal(shape)
     of_shape = of_columns if shape[0] else lambda xp, Z: (xp.sum(Z, axis=0), xp.sum(Z))
@@ -254,22 +256,46 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("sizes, m, form", NETWORKS)
+@pytest.mark.parametrize("precision", [None, "bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer", [dnn.SGD(), dnn.Momentum(), dnn.Adam()])
-def test_a_small_step_is_one_kernel(sizes, m, form, optimizer):
-    made = kernel_plan(step_plan(sizes, m, optimizer))
+def test_a_small_step_is_one_kernel(sizes, m, form, precision, optimizer):
+    made = kernel_plan(step_plan(sizes, m, optimizer, precision))
     assert made.form == form
     if form != "launches":
         assert len(made.operations) == 1
+    else:
+        # a product a layer forward, dW, and dA but for the first layer's; the batch, two activations, the loss, two
+        # activations backward, the last sums, the update; in float16, which gradients are finite, in two
+        assert len(made.operations) == 3 + 3 + 2 + 8 + (2 if precision == "float16" else 0)
 
 
-def step_plan(sizes: list[int], m: int, optimizer: dnn.Optimizer, output: str = "softmax") -> Plan:
+def bytes_of(view: Any) -> int:
+    return view.size * view.buffer.dtype.itemsize
+
+
+@pytest.mark.parametrize("optimizer, arrays", [(dnn.SGD(), 1), (dnn.Adam(), 3)], ids=["sgd", "adam"])
+def test_a_wide_step_in_bfloat16_moves_little_more_than_its_products_and_its_update(optimizer, arrays):
+    """Against products that read both factors and write the result, once each; loads, loss and update, likewise."""
+    n = 1024
+    plan = step_plan([n] * 4, n, optimizer, "bfloat16")
+    levels = levels_of(fused_in_order(plan), own_products=False)
+    moved = sum(bytes_of(view) for job in levels.jobs for view in (*dict.fromkeys(job.reads), *job.writes))
+    products = 8 * 3 * n * n * 2
+    update = 3 * n * n * (2 + 2 * 4 * arrays + 2)  # gradients, state and theta in and out, weights
+    batch_and_loss = n * n * (1 + 2) + n * n * (2 + 2)
+    assert moved < 1.3 * (products + update + batch_and_loss)
+
+
+def step_plan(sizes: list[int], m: int, optimizer: dnn.Optimizer, precision: str | None = None) -> Plan:
     """Of a training step of m examples in bytes."""
-    network = dnn.Network(sizes, output=output, seed=1)
+    network = dnn.Network(sizes, output="softmax", seed=1, backend="standin")
+    backend = network.backend
     X, Y = RNG.integers(0, 256, (2 * m, sizes[0]), np.uint8), RNG.integers(0, sizes[-1], 2 * m)
-    examples = prepare(network, X, Y, fitting=True)
+    examples = prepare(network, X, Y, fitting=True).on(backend)
     state = TrainingState(optimizer, network.parameters)
-    order = Order(np.arange(2 * m), np.zeros(1, np.int64))
-    return Step(network, examples, m, TRAIN, GATHERED, optimizer, state.arrays, order=order).plan
+    state.set_precision(precision, network.parameters)
+    order = Order(backend.asarray(np.arange(2 * m)), backend.zeros(1, np.int64))
+    return Step(network, examples, m, TRAIN, GATHERED, optimizer, state.arrays, precision, order).plan
 
 
 def kernel_plan(plan: Plan, form: str | None = None) -> KernelPlan:
@@ -279,7 +305,7 @@ def kernel_plan(plan: Plan, form: str | None = None) -> KernelPlan:
     zeros = get_backend("numpy").zeros
     for buffer in plan.buffers:
         if buffer.array is not None and not isinstance(buffer.array, OnHost):
-            buffer.array = OnHost(buffer.array)
+            buffer.array = OnHost(getattr(buffer.array, "host", buffer.array))
     return KernelPlan(plan, 132, lambda *given: OnHost(zeros(*given)), form)
 
 

@@ -379,7 +379,7 @@ class Point:
 
 def _vector(views: list[View], columns: int) -> int:
     """How many columns in a row a thread takes at once: what it loads is aligned then, and within one row."""
-    width = VECTOR // max([4, *(view.buffer.dtype.itemsize for view in views if view.size > 1)])
+    width = VECTOR // max([2, *(view.buffer.dtype.itemsize for view in views if view.size > 1)])
     return width if columns % width == 0 else 1
 
 

@@ -8,6 +8,7 @@ cost more than a load.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from dnn.backends.plan.graph import Buffer, Plan, PlanError, Value, View, live_nodes
@@ -82,18 +83,21 @@ class Fused:
         """The memory that a loop reads, and whether it is rows that `take` chooses."""
         return [(view, gathered) for _, view, gathered in self.leaves(loop)]
 
-    def leaves(self, loop: Loop) -> list[tuple[Value, View, bool]]:
-        """The values that a loop reads from memory, where they are, and whether `take` chooses rows of them."""
-        return self._walk(loop)[1]
+    def leaves(self, loop: Loop, known: Collection[Value] = ()) -> list[tuple[Value, View, bool]]:
+        """The values that a loop reads from memory, where they are, and whether `take` chooses rows of them.
 
-    def _walk(self, loop: Loop) -> tuple[list[Value], list[tuple[Value, View, bool]]]:
+        `known`: values that it need not compute.
+        """
+        return self._walk(loop, known)[1]
+
+    def _walk(self, loop: Loop, known: Collection[Value] = ()) -> tuple[list[Value], list[tuple[Value, View, bool]]]:
         computed: dict[Value, None] = {}
         views: dict[tuple[Value, View, bool], None] = {}
         stack = [(stripped(item), False) for root in loop.outputs
                  for item in ([root] if root.op != "store" else root.inputs)]  # fmt: skip
         while stack:
             value, gathered = stack.pop()
-            if value in computed or value.op in FREE:
+            if value in computed or value.op in FREE or value in known:
                 continue
             place = None if value in loop.outputs or value in loop.again else self.place(value)
             if place is not None:
@@ -367,25 +371,35 @@ class _Fusion:
                     same = self._joins(node, value) or class_of(node) == SINGLE == class_of(value)
                     if same and self.stage[value] == self.stage[node]:
                         continue
+                    narrow: set[Value] = set()
                     if (
                         class_of(value) == SINGLE
                         or is_reduction(value)
                         or value.op == "take"
-                        or not self._cheap_again(value, node, roots)
+                        or not self._cheap_again(value, node, roots, narrow)
                     ):
-                        roots.add(value)
-                        changed = True
+                        narrow = {value}
+                    changed = changed or not narrow <= roots
+                    roots |= narrow
         return roots
 
-    def _cheap_again(self, value: Value, user: Value, roots: set[Value]) -> bool:
-        """Whether the loop of `user` does better to compute a value again than to load it."""
+    def _cheap_again(self, value: Value, user: Value, roots: set[Value], narrow: set[Value], width: int = 0) -> bool:
+        """Whether the loop of `user` does better to compute a value again than to load it.
+
+        `narrow` gets numbers of a row that it is computed from and that are kept instead: one a row, not one an element.
+        """
         value = stripped(value)
+        width = width or grid(value.shape)[1]
         if value in roots or value.op in FREE:
             return True
         if value.op == "load":
             return self._still_there(value, user)
         if (value.op in ELEMENTWISE and ELEMENTWISE[value.op].cost <= CHEAP) or value.op in ("cast", "bitcast"):
-            return all(self._cheap_again(operand, user, roots) for operand in value.inputs)
+            if all(self._cheap_again(operand, user, roots, narrow, width) for operand in value.inputs):
+                return True
+        if is_fusable(value) and class_of(value) != SINGLE and grid(value.shape)[1] == 1 < width:
+            narrow.add(value)
+            return True
         return False
 
     def _still_there(self, load: Value, user: Value) -> bool:

@@ -14,7 +14,9 @@ from dnn.backends.plan.fusion import Fused, Loop, Operation, Product, grid, is_r
 from dnn.backends.plan.graph import Buffer, Value, View
 
 PIECE = 4096
-"""Terms of a piece, about, where a reduction is made by several blocks."""
+"""Terms of a piece of a whole array's reduction, about."""
+PIECE_OF_COLUMN = 65_536
+"""Terms of a piece of columns side by side, up to 32 of them."""
 MOST_PIECES = 512
 FEW_GROUPS = 64
 """Blocks with columns of their own that make a reduction of columns fast enough without pieces."""
@@ -98,7 +100,7 @@ def _jobs(operation: Operation, fused: Fused) -> list[Job]:
     pieces: dict[Value, tuple[int, int]] = {}
     if operation.kind == "columns":
         rows, columns = operation.shape
-        count = min(MOST_PIECES, rows * min(columns, 32) // PIECE)
+        count = min(MOST_PIECES, rows * min(columns, 32) // PIECE_OF_COLUMN)
         if count > 1 and columns <= 32 * FEW_GROUPS:
             pieces = dict.fromkeys(operation.outputs, (count, columns))
     elif operation.kind == "single":
@@ -116,7 +118,8 @@ def _jobs(operation: Operation, fused: Fused) -> list[Job]:
     first.reads = job.reads
     first.writes = [buffer.whole() for buffer in first.partials.values()]
     job.partials = first.partials
-    job.reads = job.reads + first.writes
+    rest = [] if operation.kind == "columns" else [view for _, view, _ in fused.leaves(operation, pieces)]
+    job.reads = rest + first.writes
     return [first, job]
 
 
