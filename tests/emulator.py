@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from assembler import assemble_if_asked
 
 from dnn.backends.codegen.jit import compile_module
 from dnn.backends.codegen.kernels import Kernel, Target, module_of
@@ -73,6 +74,7 @@ class Emulated:
     """Kernels, compiled for this CPU. `optimise` takes a second and makes them several times as fast."""
 
     def __init__(self, kernels: list[Kernel], optimise: bool = False) -> None:
+        assemble_if_asked(kernels)
         text = re.sub(r" addrspace\(\d\)", "", module_of(kernels, Cpu))
         names = list(dict.fromkeys(kernel.name for kernel in kernels))
         self._functions = {n: _FUNCTION(a) for n, a in compile_module(text, names, optimise).items()}

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +11,7 @@ from ml_dtypes import bfloat16
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
+from assembler import CAPABILITIES, assemble, ptxas
 from emulator import Cpu
 from traced import KERNELS, eagerly, emulated, planned, results_of, traced
 
@@ -23,7 +20,7 @@ from dnn import functional
 from dnn.backends import get_backend
 from dnn.backends.codegen import gpu, tasks, tiles
 from dnn.backends.codegen.gpu import KernelPlan
-from dnn.backends.codegen.kernels import Kernel, ptx_of
+from dnn.backends.codegen.kernels import Kernel
 from dnn.backends.codegen.tasks import LONG_ROW, THREADS, Repeat
 from dnn.backends.plan import Plan
 from dnn.backends.plan.levels import levels_of
@@ -312,44 +309,24 @@ def kernel_plan(plan: Plan, form: str | None = None) -> KernelPlan:
 # ---------------------------------------------------------------------------------------------- ptxas
 
 
-def ptxas() -> str | None:
-    found = shutil.which("ptxas")
-    for folder in sys.path if found is None else ():
-        found = next((str(path) for path in Path(folder).glob("nvidia/*/bin/ptxas")), found)
-    return found
-
-
-def check_ptx(made: list[Kernel], capability: int, tmp_path: Path) -> None:
-    arch = f"sm_{capability}"
-    source = tmp_path / "kernels.ptx"
-    source.write_text(ptx_of(made, arch))
-    command = [ptxas() or "", "-arch", arch, "-v", str(source), "-o", str(tmp_path / "kernels.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert len(used) >= len({kernel.name for kernel in made})
-    assert set(used) == {("0", "0", "0")}, done.stderr
-    assert ".local" not in source.read_text()
-
-
 needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="ptxas is not here: the extra kernelcheck has it")
 
 
 @needs_ptxas
-@pytest.mark.parametrize("capability", [80, 90, 100, 120])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("form", ["block", "grid", "launches"])
-def test_ptxas_takes_the_kernels_of_a_step_without_spills(form, capability, tmp_path):
+def test_ptxas_takes_the_kernels_of_a_step_without_spills(form, capability):
     plan = step_plan([784, 256, 128, 10], 128, dnn.Adam())
-    check_ptx(kernel_plan(plan, form).kernels, capability, tmp_path)
+    assemble(kernel_plan(plan, form).kernels, capability)
 
 
 @needs_ptxas
-def test_ptxas_takes_every_function_and_dtype_without_spills(tmp_path):
+def test_ptxas_takes_every_function_and_dtype_without_spills():
     made: list[Kernel] = []
     for dtype in (np.float32, np.float64, np.float16, bfloat16):
         Z = RNG.standard_normal((70, 33)).astype(dtype)
         for function in (of_rows, of_columns, *(getattr(functional, name) for name in ("gelu", "tanh", "sigmoid"))):
             for form in ("block", "grid", "launches"):
                 made += kernel_plan(planned(function, Z), form).kernels
-    for capability in (80, 90, 100, 120):
-        check_ptx(made, capability, tmp_path)
+    for capability in CAPABILITIES:
+        assemble(made, capability)
