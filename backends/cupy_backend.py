@@ -132,7 +132,7 @@ class CupyBackend(Backend):
         if self._loader is None:
             log_once("steps run operation by operation: install llvmlite, which makes kernels of them")
             return None
-        from dnn.backends.codegen.gpu import TooLarge
+        from dnn.backends.codegen.kernels import TooLarge
         from dnn.backends.cuda_kernels import KernelStep
 
         try:

@@ -23,7 +23,7 @@ _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int32] * 3
 
 
 class Cpu(Target):
-    """void kernel(const i64 *addresses, i8 *shared, i8 *frames, i32 blocks, i32 times, i32 backwards)"""
+    """void kernel(const i64 *addresses, i8 *local, i8 *frames, i32 blocks, i32 times, i32 backwards)"""
 
     BEFORE = "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"
 
@@ -39,8 +39,7 @@ class Cpu(Target):
         with code.counted("0", "%blocks", 1) as number:
             block = self._numbered(number, "%blocks")
             with code.counted(block, str(count), "%blocks") as unit:
-                size = max(self.kernel.shared, 16)
-                code.line(f"call void @llvm.memset.p0.i64(ptr %shared, i8 -1, i64 {size}, i1 false)")
+                code.line(f"call void @llvm.memset.p0.i64(ptr %shared, i8 -1, i64 {self.kernel.shared}, i1 false)")
                 yield unit
 
     def phase(self, name: str, task: Task, unit: str, turn: str) -> None:
@@ -54,12 +53,18 @@ class Cpu(Target):
         frame = code.do(f"getelementptr i8, ptr %frames, i32 {offset}")
         code.line(f"call void @{name}({self.arguments(task, unit, thread, turn, frame)})")
 
+    def wait(self) -> None:
+        """All threads are done with a phase before the first begins the next."""
+
     def meet(self) -> None:
         """One block is done with a level before the next begins it: all are, when the next level begins."""
 
     def finish(self) -> str:
-        head = "define void @NAME(ptr %addresses, ptr %shared, ptr %frames, i32 %blocks, i32 %times, i32 %backwards)"
-        entry = ["  %is.backwards = icmp ne i32 %backwards, 0"]
+        head = "define void @NAME(ptr %addresses, ptr %local, ptr %frames, i32 %blocks, i32 %times, i32 %backwards)"
+        entry = [
+            "  %is.backwards = icmp ne i32 %backwards, 0",
+            f"  %shared = getelementptr i8, ptr %local, i64 {self.kernel.local}",
+        ]
         for number in range(len(self.kernel.buffers)):
             entry.append(f"  %b{number}.at = getelementptr i64, ptr %addresses, i64 {number}")
             entry.append(f"  %b{number} = load i64, ptr %b{number}.at")
@@ -82,7 +87,7 @@ class Emulated:
     def launch(
         self, kernel: Kernel, addresses: np.ndarray, blocks: int, times: int = 1, backwards: bool = False
     ) -> None:
-        shared = np.empty(max(kernel.shared, 16) + 64, np.uint8)
+        shared = np.full(kernel.local + kernel.shared + 64, 0xFF, np.uint8)
         frames = np.full(THREADS * _frame(kernel) + 64, 0xFF, np.uint8)
         self._functions[kernel.name](
             addresses.ctypes.data, _aligned(shared), _aligned(frames), blocks, times, int(backwards)

@@ -20,7 +20,7 @@ from dnn import functional
 from dnn.backends import get_backend
 from dnn.backends.codegen import gpu, tasks, tiles
 from dnn.backends.codegen.gpu import KernelPlan
-from dnn.backends.codegen.kernels import Kernel
+from dnn.backends.codegen.kernels import Kernel, Ptx
 from dnn.backends.codegen.tasks import LONG_ROW, THREADS, Repeat
 from dnn.backends.plan import Plan
 from dnn.backends.plan.levels import levels_of
@@ -207,9 +207,25 @@ def test_a_barrier_of_a_block_left_out_would_be_seen(monkeypatch, way):
     assert is_wrong(way)
 
 
+def test_the_ptx_has_a_barrier_between_any_two_phases_of_a_unit_and_one_of_the_grid_between_levels():
+    for form in ("block", "grid", "launches"):
+        for kernel in kernel_plan(step_plan([784, 256, 128, 10], 128, dnn.Adam()), form).kernels:
+            driver = kernel.driver(Ptx(kernel))
+            calls = re.findall(r"call void @(phase|llvm.nvvm.barrier|grid_barrier)", driver)
+            assert calls.count("phase") >= len(kernel.tasks)
+            for task in kernel.tasks:
+                phases = [item for item in task.body if not isinstance(item, Repeat)]
+                for phase in phases if len(task.body) > 1 else []:
+                    after = driver[driver.index(kernel.named(task, phase)) :].splitlines()[1]
+                    assert "barrier" in after
+            assert calls.count("grid_barrier") == (len(kernel.levels) if kernel.meets else 0)
+
+
 def test_a_barrier_of_the_grid_left_out_would_be_seen(monkeypatch):
     made = gpu.Kernel
-    monkeypatch.setattr(gpu, "Kernel", lambda levels: made([[task for level in levels for task in level]]))
+    monkeypatch.setattr(
+        gpu, "Kernel", lambda levels, local: made([[task for level in levels for task in level]], local)
+    )
     assert is_wrong(KERNELS[1])
 
 

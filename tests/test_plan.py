@@ -573,7 +573,7 @@ def test_memory_given_to_another_value_too_early_would_be_seen(monkeypatch, way)
     elif way in KERNELS:
         monkeypatch.setattr(
             "dnn.backends.codegen.gpu._slots",
-            lambda levels: [(max((b.nbytes for b in levels.temporaries), default=8), levels.temporaries)],
+            lambda levels, written: [(max((b.nbytes for b in levels.temporaries), default=8), levels.temporaries)],
         )
     else:
         monkeypatch.setattr(

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from dnn.backends.base import Array
-from dnn.backends.codegen.kernels import Kernel
-from dnn.backends.codegen.tasks import Task, loop_task
+from dnn.backends.codegen.kernels import Kernel, TooLarge
+from dnn.backends.codegen.tasks import Layout, Task, loop_task
 from dnn.backends.codegen.tiles import product_task
 from dnn.backends.plan.fusion import Fused, Product
-from dnn.backends.plan.graph import Buffer, Plan, PlanError, View
+from dnn.backends.plan.graph import Buffer, Plan, View
 from dnn.backends.plan.levels import Job, Levels, levels_of, lifetimes
 from dnn.backends.plan.order import fused_in_order
 
@@ -28,6 +28,8 @@ ONE_BLOCK = 1_000_000
 """Multiply-adds up to which one block runs the step."""
 WHOLE = 150_000_000
 """Multiply-adds up to which one kernel runs the step, its products included."""
+LOCAL = 24 * 1024
+"""Bytes of a block's shared memory for temporaries, where a step is one block's; the rest is for its tasks."""
 MOST_JOBS = 64
 """Of one kernel: compiling it takes about a second then."""
 LARGEST = 2**31 - 2**20
@@ -63,7 +65,10 @@ class KernelPlan:
             self.form, whole = "launches", False
             levels = levels_of(fused, own_products=False)
         own = [buffer for buffer in plan.buffers if buffer.array is None and buffer.keeps]
-        slots = _slots(levels)
+        written = _fully_written(levels)
+        slots = _slots(levels, written)
+        local = _local(slots, written) if self.form == "block" else {}
+        slots = [(nbytes, buffers) for nbytes, buffers in slots if buffers[0] not in local]
         self.nbytes = sum(buffer.nbytes for buffer in own) + sum(nbytes for nbytes, _ in slots) + whole * COUNTER
         if zeros is None:
             return
@@ -75,17 +80,19 @@ class KernelPlan:
             for buffer in buffers:
                 self.arrays[buffer] = memory[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
         self.counter = zeros(COUNTER, np.uint8) if whole else None
-        unaligned = {buffer for buffer, array in self.arrays.items() if array.data.ptr % 16}
+        layout = Layout({buffer for buffer, array in self.arrays.items() if array.data.ptr % 16}, local)
         used = 1 if self.form == "block" else blocks
 
         def task(job: Job) -> Task:
             if job.product is not None:
-                return product_task(plan, fused, job, unaligned, used)
-            return loop_task(plan, fused, job, unaligned)
+                return product_task(plan, fused, job, layout, used)
+            return loop_task(plan, fused, job, layout)
 
         self.operations: list[Launch | Product] = []
         if whole:
-            kernel = Kernel([tasks for level in levels.levels if (tasks := _working(map(task, level)))])
+            kernel = Kernel(
+                [tasks for level in levels.levels if (tasks := _working(map(task, level)))], LOCAL if local else 0
+            )
             if kernel.levels:
                 self.operations.append(Launch(kernel, min(used, kernel.units)))
             return
@@ -112,10 +119,6 @@ class KernelPlan:
         return part.reshape(view.shape[::-1]).T
 
 
-class TooLarge(PlanError):
-    """An array has more elements than the index of a kernel can count."""
-
-
 def _check_sizes(fused: Fused) -> None:
     for operation in fused.operations:
         if isinstance(operation, Product):
@@ -139,10 +142,9 @@ def _work(operation: Any) -> int:
     return ELEMENT * operation.shape[0] * operation.shape[1]
 
 
-def _slots(levels: Levels) -> list[tuple[int, list[Buffer]]]:
+def _slots(levels: Levels, written: set[Buffer]) -> list[tuple[int, list[Buffer]]]:
     """Memory for the temporaries: (bytes, those that share it, at different levels)."""
     alive = lifetimes(levels)
-    written = _fully_written(levels)
     slots: list[tuple[int, list[Buffer]]] = []
     # the largest first: what shares its memory is no larger
     for buffer in sorted(levels.temporaries, key=lambda b: -b.nbytes):
@@ -153,6 +155,18 @@ def _slots(levels: Levels) -> list[tuple[int, list[Buffer]]]:
         else:
             slots.append((buffer.nbytes, [buffer]))
     return slots
+
+
+def _local(slots: list[tuple[int, list[Buffer]]], written: set[Buffer]) -> dict[Buffer, int]:
+    """The places of temporaries in a block's shared memory: of as many as fit."""
+    found: dict[Buffer, int] = {}
+    end = 0
+    for nbytes, buffers in reversed(slots):
+        size = -(-nbytes // 16) * 16
+        if buffers[0] in written and end + size <= LOCAL:
+            found |= dict.fromkeys(buffers, end)
+            end += size
+    return found
 
 
 def _apart(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dnn.backends.codegen.tasks import GLOBAL, SHARED, THREADS, Code, Repeat, Task
-from dnn.backends.plan.graph import Buffer
+from dnn.backends.plan.graph import Buffer, PlanError
 
 LARGEST_SHARED = 48 * 1024
 """Of a block, without asking for more."""
@@ -59,18 +59,27 @@ exit:
 }}"""
 
 
+class TooLarge(PlanError):
+    """A kernel needs more than the device is sure to have."""
+
+
 @dataclass
 class Kernel:
-    """`levels` of tasks; with more than one of them, all blocks of a launch must run at the same time."""
+    """`levels` of tasks; with more than one of them, all blocks of a launch must run at the same time.
+
+    `local`: bytes of shared memory that hold buffers, beside what the tasks need of it.
+    """
 
     levels: list[list[Task]]
+    local: int = 0
 
     def __post_init__(self) -> None:
         tasks = self.tasks
         self.buffers: list[Buffer] = list(dict.fromkeys(buffer for task in tasks for buffer in task.buffers))
         self.shared = max((task.shared for task in tasks), default=0)
         self.frame = max((task.frame for task in tasks), default=0)
-        assert self.shared <= LARGEST_SHARED, self.shared
+        if self.local + self.shared > LARGEST_SHARED:
+            raise TooLarge(f"a kernel needs {self.local + self.shared} bytes of shared memory, of {LARGEST_SHARED}")
         self.phases: dict[str, str] = {}
         """The functions of the phases, by name."""
         text = self.driver(Ptx(self))
@@ -114,14 +123,18 @@ class Kernel:
                 with target.code.counted("0", str(item.turns), 1) as turn:
                     for phase in item.phases:
                         target.phase(self.named(task, phase), task, unit, turn)
+                        target.wait()
             else:
                 target.phase(self.named(task, item), task, unit, "0")
+                # the next unit's first phase writes to the memory that this one's last has read
+                if task.shared or len(task.body) > 1:
+                    target.wait()
 
     def named(self, task: Task, body: str) -> str:
         """The name of the function with a phase's code."""
-        given = ", ".join(f"i64 %a{n}" for n in range(len(task.buffers)))
-        head = f"({given}{', ' if given else ''}{SHARED} %shared, ptr %frame, i32 %unit, i32 %thread, i32 %turn)"
-        text = f"{head} alwaysinline {body}"
+        given = [f"i64 %a{n}" for n in range(len(task.buffers))]
+        given += [f"{SHARED} %local", f"{SHARED} %shared", "ptr %frame", "i32 %unit", "i32 %thread", "i32 %turn"]
+        text = f"({', '.join(given)}) alwaysinline {body}"
         name = f"phase_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self.phases[name] = f"define internal void @{name}{text}"
         return name
@@ -143,14 +156,19 @@ class Target:
 
     def arguments(self, task: Task, unit: str, thread: str, turn: str, frame: str) -> str:
         given = [f"i64 %b{self.kernel.buffers.index(buffer)}" for buffer in task.buffers]
-        return ", ".join([*given, f"{SHARED} %shared", f"ptr {frame}", f"i32 {unit}", f"i32 {thread}", f"i32 {turn}"])
+        memory = [f"{SHARED} %local", f"{SHARED} %shared", f"ptr {frame}"]
+        return ", ".join([*given, *memory, f"i32 {unit}", f"i32 {thread}", f"i32 {turn}"])
 
     def units(self, count: int) -> AbstractContextManager[str]:
         """A loop over the units of a level, shared out to the blocks; the register with the unit."""
         raise NotImplementedError
 
     def phase(self, name: str, task: Task, unit: str, turn: str) -> None:
-        """All threads of the block run a phase, and wait for each other."""
+        """All threads of the block run a phase."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """The threads of the block wait for each other."""
         raise NotImplementedError
 
     def meet(self) -> None:
@@ -174,8 +192,9 @@ class Ptx(Target):
 
     def phase(self, name: str, task: Task, unit: str, turn: str) -> None:
         self.code.line(f"call void @{name}({self.arguments(task, unit, '%thread', turn, '%frame')})")
-        if task.shared:
-            self.code.line(f"call void @{_BARRIER}(i32 0)")
+
+    def wait(self) -> None:
+        self.code.line(f"call void @{_BARRIER}(i32 0)")
 
     def meet(self) -> None:
         if self.kernel.meets:
@@ -191,12 +210,13 @@ class Ptx(Target):
         )
         entry = [
             f"  %frame = alloca [{max(self.kernel.frame, 1)} x i8], align 16",
-            f"  %shared = getelementptr i8, {SHARED} @NAME_shared, i32 0",
+            f"  %local = getelementptr i8, {SHARED} @NAME_shared, i32 0",
+            f"  %shared = getelementptr i8, {SHARED} @NAME_shared, i32 {self.kernel.local}",
             "  %thread = call i32 @llvm.nvvm.read.ptx.sreg.tid.x()",
             "  %block = call i32 @llvm.nvvm.read.ptx.sreg.ctaid.x()",
             "  %blocks = call i32 @llvm.nvvm.read.ptx.sreg.nctaid.x()",
         ]
-        size = max(self.kernel.shared, 16)
+        size = max(self.kernel.local + self.kernel.shared, 16)
         shared = f"@NAME_shared = internal addrspace(3) global [{size} x i8] undef, align 16\n"
         return shared + self.text(head, entry)
 

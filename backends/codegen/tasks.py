@@ -4,16 +4,17 @@ A task is cut into units. A block of THREADS threads takes a unit and runs the p
 phases its threads meet, and what one leaves for another is in shared memory. So no phase holds a barrier, and a phase
 is a plain function of the unit and the thread, which a CPU runs as well:
 
-    void phase(i64 address, ..., i8 *shared, i8 *frame, i32 unit, i32 thread, i32 turn)
+    void phase(i64 address, ..., i8 *local, i8 *shared, i8 *frame, i32 unit, i32 thread, i32 turn)
 
-`frame` is memory of the thread's own, which lives through the phases of a unit (registers, once all is in one kernel);
+`local` is shared memory that holds whole buffers for as long as the kernel runs, if that is a single block. `frame` is
+memory of the thread's own, which lives through the phases of a unit (registers, once all is in one kernel);
 `turn` counts the repetitions of phases that are repeated. Shapes and strides are part of the code, addresses are not.
 Reductions add in one order, whatever the number of blocks: terms a team of threads apart, then thread by thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,9 +46,10 @@ class Repeat:
 
 @dataclass
 class Task:
-    """`body` has the phases, each as the text of its function with `%NAME` for its name."""
+    """`body` has the phases, each as the text of a function; `local` the places of buffers in memory of that name."""
 
     units: int
+    local: Mapping[Buffer, int] = field(default_factory=dict)
     body: list[str | Repeat] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     """Whose addresses a phase is given."""
@@ -130,21 +132,27 @@ class Code(Block):
 
     # ------------------------------------------------------------------------------------- memory
 
-    def base(self, buffer: Buffer) -> str:
-        """The pointer to a buffer, at the head of the phase."""
-        address = self.task.address(buffer)
-        name = f"{address}.p"
-        line = f"  {name} = inttoptr i64 {address} to {GLOBAL}"
+    def memory(self, buffer: Buffer) -> str:
+        """The pointer to a buffer, with its type, from the head of the phase."""
+        if buffer in self.task.local:
+            start = self.task.local[buffer]
+            space, name = SHARED, f"%local.{start}"
+            line = f"  {name} = getelementptr i8, {SHARED} %local, i32 {start}"
+        else:
+            address = self.task.address(buffer)
+            space, name = GLOBAL, f"{address}.p"
+            line = f"  {name} = inttoptr i64 {address} to {GLOBAL}"
         if line not in self.head:
             self.head.append(line)
-        return name
+        return f"{space} {name}"
 
-    def element(self, kind: str, space: str, base: str, index: str | int) -> str:
-        return f"{space} {self.do(f'getelementptr {kind}, {space} {base}, i32 {index}')}"
+    def element(self, kind: str, pointer: str, index: str | int, of: str = "i32") -> str:
+        """The pointer to an element, with its type, as `pointer` has it."""
+        space = pointer[: pointer.rindex(" ")]
+        return f"{space} {self.do(f'getelementptr {kind}, {pointer}, {of} {index}')}"
 
     def shared_place(self, start: int, kind: str, index: str) -> str:
-        base = self.do(f"getelementptr i8, {SHARED} %shared, i32 {start}")
-        return self.element(kind, SHARED, base, index)
+        return self.element(kind, self.element("i8", f"{SHARED} %shared", start), index)
 
     def frame_place(self, start: int) -> str:
         return f"ptr {self.do(f'getelementptr i8, ptr %frame, i32 {start}')}"
@@ -188,15 +196,26 @@ def steps_of(view: View) -> tuple[int, int]:
     return (0, 0) if not steps else (0, steps[0]) if len(steps) == 1 else (steps[0], steps[1])
 
 
-class Values:
-    """What a loop computes, and where it has it from; `unaligned`: buffers that begin anywhere."""
+@dataclass(frozen=True)
+class Layout:
+    """Where buffers are: `unaligned` ones begin anywhere, `local` ones at these bytes of the block's shared memory."""
 
-    def __init__(self, plan: Plan, fused: Fused, loop: Loop, unaligned: set[Buffer]) -> None:
+    unaligned: Collection[Buffer] = ()
+    local: Mapping[Buffer, int] = field(default_factory=dict)
+
+
+class Values:
+    """What a loop computes, and where it has it from."""
+
+    def __init__(self, plan: Plan, fused: Fused, loop: Loop, layout: Layout) -> None:
         self.plan, self.fused, self.loop = plan, fused, loop
         self.expand = Expander(plan)
-        self.unaligned = unaligned
+        self.layout = layout
         self._levels: dict[Value, int] = {}
         self._largest: dict[Value, Value] = {}
+
+    def task(self, units: int) -> Task:
+        return Task(units, self.layout.local)
 
     @property
     def outputs(self) -> list[tuple[Value, list[View]]]:
@@ -312,10 +331,10 @@ class Point:
         number = self.row_number(value.inputs[1])
         offset = code.do(f"mul i64 {number}, {row}")
         kind = memory_type(value.dtype)
-        base = code.do(f"getelementptr {kind}, {GLOBAL} {code.base(source.buffer)}, i64 {offset}")
+        base = code.element(kind, code.memory(source.buffer), offset, "i64")
         at = code.add(code.times(code.add(self.j, self.k), column), source.start)
         aligned = column == 1 and self.k == 0 and (row | source.start) % self.width == 0
-        return code.load(value.dtype, code.element(kind, GLOBAL, base, at), self._alignment(source.buffer, aligned))
+        return code.load(value.dtype, code.element(kind, base, at), self._alignment(source.buffer, aligned))
 
     def row_number(self, index: Value) -> str:
         """The row that `take` chooses for row i: an element of a flat array, in memory or computed here."""
@@ -336,10 +355,8 @@ class Point:
             number = self.number(taken.inputs[1])
             offset = self.code.do(f"mul i64 {number}, {steps_of(source)[0]}")
             start = self.code.do(f"add i64 {offset}, {source.start}")
-            base = self.code.base(source.buffer)
-            kind = memory_type(index.dtype)
-            place = self.code.do(f"getelementptr {kind}, {GLOBAL} {base}, i64 {start}")
-            return self.code.load(index.dtype, f"{GLOBAL} {place}")
+            place = self.code.element(memory_type(index.dtype), self.code.memory(source.buffer), start, "i64")
+            return self.code.load(index.dtype, place)
         return self.code.operation(index, [self.number(operand) for operand in index.inputs])
 
     # ------------------------------------------------------------------------------------- memory
@@ -354,11 +371,9 @@ class Point:
                 at = self.flat[0]
             else:
                 at = code.add(code.times(self.i, row), code.times(self.j, column))
-            self._bases[view] = code.do(
-                f"getelementptr {kind}, {GLOBAL} {code.base(view.buffer)}, i32 {code.add(at, view.start)}"
-            )
+            self._bases[view] = code.element(kind, code.memory(view.buffer), code.add(at, view.start))
         base = self._bases[view]
-        return f"{GLOBAL} {base}" if self.k * column == 0 else code.element(kind, GLOBAL, base, self.k * column)
+        return base if self.k * column == 0 else code.element(kind, base, self.k * column)
 
     def aligned(self, view: View) -> str:
         """What is known of that element's address."""
@@ -367,7 +382,7 @@ class Point:
         return self._alignment(view.buffer, whole)
 
     def _alignment(self, buffer: Buffer, whole: bool) -> str:
-        whole = whole and buffer not in self.values.unaligned
+        whole = whole and buffer not in self.values.layout.unaligned
         return f", align {buffer.dtype.itemsize * (self.width if whole else 1)}"
 
     def store(self, value: Value, number: str, view: View) -> None:
@@ -388,7 +403,7 @@ def _elements(values: Values) -> Task:
     views = [view for view, _ in values.fused.reads(values.loop)]
     views += [view for _, found in values.outputs for view in found]
     width = _vector(views, columns)
-    task = Task(-(-rows * columns // (width * THREADS)))
+    task = values.task(-(-rows * columns // (width * THREADS)))
     code = task.phase()
     number = code.add(code.times("%unit", THREADS), "%thread")
     code.only_if(code.below(number, rows * columns // width))
@@ -485,7 +500,7 @@ def _totals(task: Task, op: str, dtype: np.dtype, team: int) -> _Totals:
 def _rows(values: Values, reductions: list[Value]) -> Task:
     rows, columns = values.loop.shape
     team = THREADS if columns >= LONG_ROW else TEAM
-    task = Task(-(-rows // (THREADS // team)))
+    task = values.task(-(-rows // (THREADS // team)))
     feeds = {value: values.level(value) - 1 for value in reductions}
     index = np.dtype(np.int64)
     kept = {
@@ -598,7 +613,7 @@ def _columns(values: Values, job: Job) -> Task:
     if from_pieces:
         rows = next(iter(job.partials.values())).shape[0]
     piece = -(-rows // pieces)
-    task = Task(groups * pieces)
+    task = values.task(groups * pieces)
     kept = {value: _totals(task, value.op, value.dtype, 1) for value, _ in outputs}
     code = task.phase()
     lane, own = code.split("%thread", across)
@@ -648,12 +663,12 @@ def _add(code: Code, value: Value, variable: str, term: str) -> None:
 
 def _load_piece(code: Code, pieces: Buffer, i: str, j: str) -> str:
     at = code.add(code.times(i, pieces.shape[1]), j)
-    return code.load(pieces.dtype, code.element(memory_type(pieces.dtype), GLOBAL, code.base(pieces), at))
+    return code.load(pieces.dtype, code.element(memory_type(pieces.dtype), code.memory(pieces), at))
 
 
 def _store_piece(code: Code, pieces: Buffer, value: Value, number: str, i: str, j: str) -> None:
     at = code.add(code.times(i, pieces.shape[1]), j)
-    code.store(value.dtype, number, code.element(memory_type(pieces.dtype), GLOBAL, code.base(pieces), at))
+    code.store(value.dtype, number, code.element(memory_type(pieces.dtype), code.memory(pieces), at))
 
 
 # ------------------------------------------------------------------------------------- numbers, and whole reductions
@@ -672,7 +687,7 @@ def _whole_terms(values: Values, code: Code, value: Value, first: str, last: str
 
 def _pieces(values: Values, job: Job) -> Task:
     """The pieces of reductions of whole arrays; a block takes the same piece of each."""
-    task = Task(max(buffer.shape[0] for buffer in job.partials.values()))
+    task = values.task(max(buffer.shape[0] for buffer in job.partials.values()))
     kept = {value: _totals(task, value.op, value.dtype, THREADS) for value in job.partials}
     code = task.phase()
     for value, buffer in job.partials.items():
@@ -699,7 +714,7 @@ def _pieces(values: Values, job: Job) -> Task:
 
 def _single(values: Values, job: Job) -> Task:
     """Numbers of the step: one block reduces, its first thread computes the rest."""
-    task = Task(1)
+    task = values.task(1)
     reductions = [value for value in values.fused.computed(values.loop) if is_reduction(value)]
     kept = {value: _totals(task, value.op, value.dtype, THREADS) for value in reductions}
     if reductions:
@@ -734,10 +749,10 @@ def _single(values: Values, job: Job) -> Task:
     return task
 
 
-def loop_task(plan: Plan, fused: Fused, job: Job, unaligned: set[Buffer]) -> Task:
+def loop_task(plan: Plan, fused: Fused, job: Job, layout: Layout) -> Task:
     """The task of a job that is no product."""
     assert job.loop is not None
-    values = Values(plan, fused, job.loop, unaligned)
+    values = Values(plan, fused, job.loop, layout)
     if job.loop.kind == "columns":
         return _columns(values, job)
     if job.loop.kind == "single":

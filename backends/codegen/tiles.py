@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnn.backends.codegen.expressions import llvm_type, memory_type
-from dnn.backends.codegen.tasks import GLOBAL, SHARED, THREADS, Code, Point, Repeat, Task, Values, start_of
+from dnn.backends.codegen.tasks import SHARED, THREADS, Code, Layout, Point, Repeat, Task, Values, start_of
 from dnn.backends.plan.fusion import Fused
-from dnn.backends.plan.graph import Buffer, Plan, Value, View
+from dnn.backends.plan.graph import Plan, Value, View
 from dnn.backends.plan.levels import Job
 
 UNROLLED = 4
@@ -52,13 +52,13 @@ def tile_for(m: int, n: int, blocks: int) -> Tile:
     return TILES[-1]
 
 
-def product_task(plan: Plan, fused: Fused, job: Job, unaligned: set[Buffer], blocks: int) -> Task:
+def product_task(plan: Plan, fused: Fused, job: Job, layout: Layout, blocks: int) -> Task:
     """The task of a product and its epilogue, on a machine of so many blocks."""
     assert job.product is not None
     m, n, k = job.product.sizes
     tile = tile_for(m, n, blocks)
     across_m, across_n = -(-m // tile.size), -(-n // tile.size)
-    task = Task(across_m * across_n)
+    task = Task(across_m * across_n, layout.local)
     maker = _Product(task, tile, job, across_n)
     turns = -(-k // maker.depth)
     maker.begin()
@@ -66,7 +66,7 @@ def product_task(plan: Plan, fused: Fused, job: Job, unaligned: set[Buffer], blo
         task.body.append(Repeat(turns, [maker.turn(turns)]))
     if tile.groups > 1:
         maker.leave_sums()
-    maker.end([Values(plan, fused, loop, unaligned) for loop in job.epilogue])
+    maker.end([Values(plan, fused, loop, layout) for loop in job.epilogue])
     return task
 
 
@@ -127,7 +127,7 @@ class _Product:
             inside = code.do(f"and i1 {code.below(row, length)}, {code.below(term, self.k)}")
             index = code.add(code.times(row, along_step), code.times(term, depth_step))
             index = code.add(code.do(f"select i1 {inside}, i32 {index}, i32 0"), view.start)
-            place = code.element(memory_type(self.dtype), GLOBAL, code.base(view.buffer), index)
+            place = code.element(memory_type(self.dtype), code.memory(view.buffer), index)
             number = code.load(self.dtype, place)
             zero = start_of("sum", self.dtype)
             number = code.do(f"select i1 {inside}, {self.kind} {number}, {self.kind} {zero}")
@@ -138,7 +138,7 @@ class _Product:
     def _to_shared(self, code: Code, loaded: list[tuple[str, str]], half: str) -> None:
         for where, number in loaded:
             at = code.add(where, code.times(half, self.half))
-            code.line(f"store {self.kind} {number}, {code.element(self.kind, SHARED, '%shared', at)}")
+            code.line(f"store {self.kind} {number}, {code.element(self.kind, f'{SHARED} %shared', at)}")
 
     # ---------------------------------------------------------------------------------- phases
 
@@ -188,7 +188,7 @@ class _Product:
         """An element of A or B: lanes are `side` apart, so that neighbouring threads read neighbouring elements."""
         along = code.add(lane, number * self.tile.side)
         at = code.add(code.add(code.add(base, depth), along), start // self.itemsize)
-        return code.do(f"load {self.kind}, {code.element(self.kind, SHARED, '%shared', at)}")
+        return code.do(f"load {self.kind}, {code.element(self.kind, f'{SHARED} %shared', at)}")
 
     def leave_sums(self) -> None:
         """Every group's sums to shared memory, for the first group to add up."""
@@ -238,7 +238,7 @@ class _Product:
             fresh |= {view: known[found] for found, views in values.outputs for view in views}
         if self.job.keeps_product:
             at = code.add(code.times(i, C.strides[0]), code.add(code.times(j, C.strides[1]), C.start))
-            place = code.element(memory_type(self.dtype), GLOBAL, code.base(C.buffer), at)
+            place = code.element(memory_type(self.dtype), code.memory(C.buffer), at)
             code.store(self.dtype, known[value], place)
         for point, found, result, view in results:
             point.store(found, result, view)

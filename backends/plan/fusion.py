@@ -386,7 +386,7 @@ class _Fusion:
     def _cheap_again(self, value: Value, user: Value, roots: set[Value], narrow: set[Value], width: int = 0) -> bool:
         """Whether the loop of `user` does better to compute a value again than to load it.
 
-        `narrow` gets numbers of a row that it is computed from and that are kept instead: one a row, not one an element.
+        `narrow` gets the row's own numbers that it is computed from, which are kept in its place: one a row.
         """
         value = stripped(value)
         width = width or grid(value.shape)[1]
@@ -394,9 +394,9 @@ class _Fusion:
             return True
         if value.op == "load":
             return self._still_there(value, user)
-        if (value.op in ELEMENTWISE and ELEMENTWISE[value.op].cost <= CHEAP) or value.op in ("cast", "bitcast"):
-            if all(self._cheap_again(operand, user, roots, narrow, width) for operand in value.inputs):
-                return True
+        cheap = (value.op in ELEMENTWISE and ELEMENTWISE[value.op].cost <= CHEAP) or value.op in ("cast", "bitcast")
+        if cheap and all(self._cheap_again(operand, user, roots, narrow, width) for operand in value.inputs):
+            return True
         if is_fusable(value) and class_of(value) != SINGLE and grid(value.shape)[1] == 1 < width:
             narrow.add(value)
             return True
