@@ -20,7 +20,7 @@ from dnn import functional
 from dnn.backends import get_backend
 from dnn.backends.codegen import gpu, tasks, tiles
 from dnn.backends.codegen.gpu import KernelPlan
-from dnn.backends.codegen.kernels import Kernel, Ptx
+from dnn.backends.codegen.kernels import Kernel, Ptx, TooLarge
 from dnn.backends.codegen.tasks import LONG_ROW, THREADS, Repeat
 from dnn.backends.plan import Plan
 from dnn.backends.plan.levels import levels_of
@@ -73,15 +73,18 @@ def of_products(xp, A, B, b):
     return Z, functional.tanh(xp, Z), xp.dot(Z.T, A), xp.dot(Z, B)
 
 
+SIZES = [(1, 1, 1), (5, 3, 100), (32, 64, 20), (64, 64, 16), (65, 130, 17), (128, 256, 33), (200, 260, 130)]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (5, 3, 100), (64, 64, 16), (65, 130, 17), (200, 260, 33)])
+@pytest.mark.parametrize("m, n, k", SIZES)
 def test_products_of_every_tile_with_what_follows_them(m, n, k, dtype, way):
     A, B, b = (RNG.standard_normal(shape).astype(dtype) for shape in ((m, k), (n, k), (n,)))
     close(traced(way, of_products, A, B, b), eagerly(of_products, A, B, b), 1e-3 if dtype == np.float32 else 1e-11)
 
 
 def test_the_sizes_above_take_every_tile():
-    assert {tiles.tile_for(m, n, 3) for m, n in ((5, 3), (64, 64), (65, 130), (200, 260))} == set(tiles.TILES)
+    assert {tiles.tile_for(m, n, blocks) for m, n, _ in SIZES for blocks in (1, 3)} == set(tiles.TILES)
 
 
 def test_products_of_no_terms_are_zero(way):
@@ -126,6 +129,47 @@ def test_products_of_16_bits_are_summed_in_float32(dtype):
         (result,) = traced(f"kernels, {form}", lambda xp, A, B: xp.dot(A, B), A, B)
         eps = 2.0**-11 if dtype == np.float16 else 2.0**-8
         np.testing.assert_allclose(result.astype(np.float64), exact, rtol=1.01 * eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16])
+def test_pieces_of_sums_of_16_bits_are_not_rounded_on_the_way(dtype, way):
+    Z = np.tile(np.array([[7], [-7]], dtype), (40_000, 1))
+    columns, whole = traced(way, lambda xp, Z: (xp.sum(Z, axis=0), xp.sum(Z * 100)), Z)
+    assert not columns.astype(np.float32).any() and not whole.astype(np.float32).any()
+
+
+# -------------------------------------------------------------------------------------------- too large
+
+
+def test_a_loop_with_more_reductions_than_shared_memory_holds_is_refused():
+    def sums(xp, Z):
+        return tuple(xp.sum(Z * n) for n in range(60))
+
+    with pytest.raises(TooLarge, match="bytes of shared memory"):
+        traced(KERNELS[1], sums, np.ones((3, 4)))
+
+
+def test_temporaries_leave_a_block_the_shared_memory_that_its_tasks_need():
+    def sums(xp, Z, W):
+        A = xp.dot(Z, W)
+        return (xp.dot(A, W), *(xp.sum(A * n) for n in range(18)))
+
+    arrays = np.ones((30, 40)), np.ones((40, 40))
+    close(traced(KERNELS[0], sums, *arrays), eagerly(sums, *arrays), 1e-12)
+
+
+def test_an_array_that_no_index_can_count_is_refused_before_any_memory_is_taken():
+    plan = Plan()
+    X = plan.buffer("X", (3_000_000, 784), np.float32)
+    plan.call(lambda xp, X: X * 2, X, into=plan.buffer("out", X.shape, X.dtype))
+    for zeros in (None, lambda *given: pytest.fail("took memory")):
+        with pytest.raises(TooLarge, match="2352000000 elements"):
+            KernelPlan(plan, 132, zeros)
+
+
+def test_long_sums_into_few_numbers_are_the_librarys():
+    plan = step_plan([12288, 20, 7, 5, 2], 64, dnn.SGD())
+    assert kernel_plan(plan).form == "launches"
 
 
 # ---------------------------------------------------------------------- any number of blocks, any order
@@ -248,11 +292,10 @@ def test_a_wrong_stride_would_be_seen(monkeypatch, way):
 
 
 def test_a_wrong_lane_of_a_tile_would_be_seen(monkeypatch):
-    operand = tiles._Product._operand
+    operands = tiles._Product._operands
     monkeypatch.setattr(
-        tiles._Product, "_operand", lambda self, code, base, depth, lane, number, start: operand(
-            self, code, base, depth, lane, 0, start)
-    )  # fmt: skip
+        tiles._Product, "_operands", lambda self, *given: [operands(self, *given)[0]] * self.tile.across
+    )
     assert is_wrong(KERNELS[0])
     assert is_wrong(KERNELS[1])
 

@@ -664,6 +664,33 @@ def test_a_position_is_advanced_after_all_rows_are_read(way):
     assert position == 18
 
 
+def test_an_elementary_function_reads_nothing_but_its_arguments(way):
+    """What it is made of may be asked for elsewhere, and be stored where something else is by then."""
+    x, D, W = RNG.standard_normal((8, 8)), np.full((8, 8), 5.0), np.eye(8)
+    plan = Plan()
+    places = [plan.array(name, array.copy()) for name, array in (("D", D), ("X", x), ("W", W))]
+    product = plan.call(lambda xp, D, W: xp.dot(D, W), places[0], places[2])
+    size, result = plan.call(lambda xp, X: (xp.absolute(X), xp.tanh(X)), places[1])
+    out = [plan.buffer(name, (8, 8), np.float64) for name in ("product", "tanh")]
+    plan.store(out[0], product)
+    plan.store(places[0], size)
+    plan.store(out[1], result)
+    runner(plan, way)()
+    np.testing.assert_allclose(out[1].array, np.tanh(x), rtol=1e-14)
+    np.testing.assert_array_equal(out[0].array, D)
+    np.testing.assert_array_equal(places[0].array, np.abs(x))
+
+
+def test_an_elementary_function_of_what_the_plan_overwrites_is_of_what_it_was(way):
+    v = RNG.standard_normal(40)
+    plan = Plan()
+    state, theta = plan.array("state", v.copy()), plan.array("theta", np.zeros(40))
+    plan.call(lambda xp, v, theta: (v * 0.5, theta - xp.tanh(v)), state, theta, into=(state, theta))
+    runner(plan, way)()
+    np.testing.assert_allclose(theta.array, -np.tanh(v), rtol=1e-14)
+    np.testing.assert_array_equal(state.array, v / 2)
+
+
 def test_whole_numbers_bits_and_truths_are_numpys(way):
     def function(xp, a, b, c):
         word = c.astype(np.uint32)

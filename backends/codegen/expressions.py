@@ -7,6 +7,7 @@ of 16 bits are float32 in registers: they are rounded where they are stored and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -69,13 +70,14 @@ class Expander:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._expanded: dict[Value, Value] = {}
+        self._known: dict[Any, Value] = {}
 
     def __call__(self, value: Value) -> Value:
         function = EXPANDED.get(value.op)
         if function is None:
             return value
         if value not in self._expanded:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self._plan.expanding(self._known):
                 if value.dtype.itemsize == 2:
                     inputs = [operand.astype(np.float32) for operand in value.inputs]
                     self._expanded[value] = function(self._plan.xp, *inputs).astype(value.dtype)
@@ -228,7 +230,11 @@ class Block:
         raise PlanError(f"{op} of {kind} has no compiled form")
 
     def _floor_division(self, op: str, name: str, zero: str, a: str, b: str) -> str:
-        rest = self.do(f"frem {name} {a}, {b}")
+        if name == "float":  # a GPU's rest is exact where it holds the quotient: that of float32 numbers, in float64
+            wide = [self.do(f"fpext float {number} to double") for number in (a, b)]
+            rest = self.do(f"fptrunc double {self.do(f'frem double {wide[0]}, {wide[1]}')} to float")
+        else:
+            rest = self.do(f"frem {name} {a}, {b}")
         nonzero, negative, divisor = (
             self.do(f"fcmp une {name} {rest}, {zero}"),
             self.do(f"fcmp olt {name} {rest}, {zero}"),

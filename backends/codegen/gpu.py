@@ -16,21 +16,23 @@ import numpy as np
 from dnn.backends.base import Array
 from dnn.backends.codegen.kernels import Kernel, TooLarge
 from dnn.backends.codegen.tasks import Layout, Task, loop_task
-from dnn.backends.codegen.tiles import product_task
+from dnn.backends.codegen.tiles import product_task, units_of
 from dnn.backends.plan.fusion import Fused, Product
 from dnn.backends.plan.graph import Buffer, Plan, View
 from dnn.backends.plan.levels import Job, Levels, levels_of, lifetimes
 from dnn.backends.plan.order import fused_in_order
 
-COUNTER = 16
+COUNTER = ALIGNMENT = 16
 """Bytes."""
+LONG_SUM = 2048
+"""Terms from which on a product with tiles for few of the blocks alone would keep all waiting."""
 ONE_BLOCK = 1_000_000
 """Multiply-adds up to which one block runs the step."""
 WHOLE = 150_000_000
 """Multiply-adds up to which one kernel runs the step, its products included."""
 LOCAL = 24 * 1024
 """Bytes of a block's shared memory for temporaries, where a step is one block's; the rest is for its tasks."""
-MOST_JOBS = 64
+MOST_JOBS = 32
 """Of one kernel: compiling it takes about a second then."""
 LARGEST = 2**31 - 2**20
 """Elements: what threads beyond the last one count up to must fit as well."""
@@ -57,19 +59,15 @@ class KernelPlan:
     def __init__(self, plan: Plan, blocks: int, zeros: Callable[..., Array] | None, form: str | None = None) -> None:
         fused = fused_in_order(plan)
         _check_sizes(fused)
-        work = sum(_work(operation) for operation in fused.operations)
-        self.form = form or ("block" if work <= ONE_BLOCK else "grid" if work <= WHOLE else "launches")
-        whole = self.form != "launches"
-        levels = levels_of(fused, own_products=whole)
-        if whole and form is None and len(levels.jobs) > MOST_JOBS:
-            self.form, whole = "launches", False
+        self.form = form or _form(fused, blocks)
+        levels = levels_of(fused, own_products=self.form != "launches")
+        if form is None and self.form != "launches" and len(levels.jobs) > MOST_JOBS:
+            self.form = "launches"
             levels = levels_of(fused, own_products=False)
         own = [buffer for buffer in plan.buffers if buffer.array is None and buffer.keeps]
-        written = _fully_written(levels)
-        slots = _slots(levels, written)
-        local = _local(slots, written) if self.form == "block" else {}
-        slots = [(nbytes, buffers) for nbytes, buffers in slots if buffers[0] not in local]
-        self.nbytes = sum(buffer.nbytes for buffer in own) + sum(nbytes for nbytes, _ in slots) + whole * COUNTER
+        slots = self._build(plan, fused, levels, blocks)
+        self.nbytes = sum(buffer.nbytes for buffer in own) + sum(nbytes for nbytes, _ in slots)
+        self.nbytes += COUNTER if self.form != "launches" else 0
         if zeros is None:
             return
         for buffer in own:
@@ -79,28 +77,24 @@ class KernelPlan:
             memory = zeros(nbytes, np.uint8)
             for buffer in buffers:
                 self.arrays[buffer] = memory[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
-        self.counter = zeros(COUNTER, np.uint8) if whole else None
-        layout = Layout({buffer for buffer, array in self.arrays.items() if array.data.ptr % 16}, local)
-        used = 1 if self.form == "block" else blocks
+        self.counter = zeros(COUNTER, np.uint8) if self.form != "launches" else None
 
-        def task(job: Job) -> Task:
-            if job.product is not None:
-                return product_task(plan, fused, job, layout, used)
-            return loop_task(plan, fused, job, layout)
-
-        self.operations: list[Launch | Product] = []
-        if whole:
-            kernel = Kernel(
-                [tasks for level in levels.levels if (tasks := _working(map(task, level)))], LOCAL if local else 0
-            )
-            if kernel.levels:
-                self.operations.append(Launch(kernel, min(used, kernel.units)))
-            return
-        for level in levels.levels:
-            if tasks := _working(task(job) for job in level if job.product is None):
-                kernel = Kernel([tasks])
-                self.operations.append(Launch(kernel, kernel.units))
-            self.operations += [job.product for job in level if job.product is not None]
+    def _build(self, plan: Plan, fused: Fused, levels: Levels, blocks: int) -> list[tuple[int, list[Buffer]]]:
+        """Make the operations; gives the temporaries that need memory of the device, as `_slots`."""
+        written = _fully_written(levels)
+        slots = _slots(levels, written)
+        pointers = {buffer: getattr(buffer.array, "data", None) for buffer in plan.buffers}
+        unaligned = {buffer for buffer, pointer in pointers.items() if pointer is not None and pointer.ptr % ALIGNMENT}
+        if self.form != "block":
+            self.operations = _operations(plan, fused, levels, Layout(unaligned), blocks, self.form)
+            return slots
+        local = _local(slots, written)
+        try:
+            self.operations = _operations(plan, fused, levels, Layout(unaligned, local), 1, self.form)
+        except TooLarge:  # its tasks need what the temporaries have taken
+            local = {}
+            self.operations = _operations(plan, fused, levels, Layout(unaligned), 1, self.form)
+        return [(nbytes, buffers) for nbytes, buffers in slots if buffers[0] not in local]
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -119,6 +113,44 @@ class KernelPlan:
         return part.reshape(view.shape[::-1]).T
 
 
+def _form(fused: Fused, blocks: int) -> str:
+    work = sum(_work(operation) for operation in fused.operations)
+    if work <= ONE_BLOCK:
+        return "block"
+    for operation in fused.operations:
+        if isinstance(operation, Product):
+            m, n, k = operation.sizes
+            if k >= LONG_SUM and 2 * units_of(m, n, blocks) < blocks:
+                return "launches"  # the library shares such sums out
+    return "grid" if work <= WHOLE else "launches"
+
+
+def _operations(
+    plan: Plan, fused: Fused, levels: Levels, layout: Layout, blocks: int, form: str
+) -> list[Launch | Product]:
+    def task(job: Job) -> Task:
+        if job.product is not None:
+            return product_task(plan, fused, job, layout, blocks)
+        return loop_task(plan, fused, job, layout)
+
+    found: list[Launch | Product] = []
+    if form != "launches":
+        made = [tasks for level in levels.levels if (tasks := _working(map(task, level)))]
+        local = max((start + aligned(buffer.nbytes) for buffer, start in layout.local.items()), default=0)
+        kernel = Kernel(made, local)
+        return [Launch(kernel, min(blocks, kernel.units))] if made else []
+    for level in levels.levels:
+        if tasks := _working(task(job) for job in level if job.product is None):
+            kernel = Kernel([tasks])
+            found.append(Launch(kernel, kernel.units))
+        found += [job.product for job in level if job.product is not None]
+    return found
+
+
+def aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 def _check_sizes(fused: Fused) -> None:
     for operation in fused.operations:
         if isinstance(operation, Product):
@@ -126,6 +158,7 @@ def _check_sizes(fused: Fused) -> None:
         else:
             # rows that are chosen are found by an index of their own
             sizes = [view.extent[1] for view, chosen in fused.reads(operation) if not chosen]
+            sizes += [view.extent[1] for views in operation.outputs.values() for view in views]
             sizes += [operation.shape[0] * operation.shape[1]]
         if max(sizes, default=0) >= LARGEST:
             raise TooLarge(f"an array of {max(sizes)} elements: kernels take less than {LARGEST}")
@@ -162,10 +195,9 @@ def _local(slots: list[tuple[int, list[Buffer]]], written: set[Buffer]) -> dict[
     found: dict[Buffer, int] = {}
     end = 0
     for nbytes, buffers in reversed(slots):
-        size = -(-nbytes // 16) * 16
-        if buffers[0] in written and end + size <= LOCAL:
+        if buffers[0] in written and end + aligned(nbytes) <= LOCAL:
             found |= dict.fromkeys(buffers, end)
-            end += size
+            end += aligned(nbytes)
     return found
 
 

@@ -21,6 +21,8 @@ from dnn.backends.plan.graph import Buffer, PlanError
 
 LARGEST_SHARED = 48 * 1024
 """Of a block, without asking for more."""
+MOST_BUFFERS = 500
+"""Of a kernel: its parameters may take 4352 bytes."""
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 """What PTX is made for: the code of one runs on all later ones."""
 
@@ -78,6 +80,8 @@ class Kernel:
         self.buffers: list[Buffer] = list(dict.fromkeys(buffer for task in tasks for buffer in task.buffers))
         self.shared = max((task.shared for task in tasks), default=0)
         self.frame = max((task.frame for task in tasks), default=0)
+        if len(self.buffers) > MOST_BUFFERS:
+            raise TooLarge(f"a kernel has {len(self.buffers)} buffers, at most {MOST_BUFFERS} can be its parameters")
         if self.local + self.shared > LARGEST_SHARED:
             raise TooLarge(f"a kernel needs {self.local + self.shared} bytes of shared memory, of {LARGEST_SHARED}")
         self.phases: dict[str, str] = {}
@@ -259,7 +263,8 @@ def ptx_of(kernels: list[Kernel], arch: str) -> str:
     import llvmlite.binding as llvm
 
     machine, _, passes = _machine(arch)
-    module = llvm.parse_assembly(module_of(kernels, Ptx), llvm.create_context())
-    module.triple, module.data_layout = "nvptx64-nvidia-cuda", str(machine.target_data)
+    # known when the text is read: what has no alignment of its own gets the target's
+    head = f'target datalayout = "{machine.target_data}"\ntarget triple = "nvptx64-nvidia-cuda"\n'
+    module = llvm.parse_assembly(head + module_of(kernels, Ptx), llvm.create_context())
     passes.getModulePassManager().run(module, passes)
     return machine.emit_assembly(module)

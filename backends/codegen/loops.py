@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnn.backends.codegen.expressions import Block, Expander, constant, literal, llvm_type, memory_type
+from dnn.backends.codegen.expressions import Block, Expander, constant, is_float, literal, llvm_type, memory_type
 from dnn.backends.plan.fusion import CHEAP, FREE, Fused, Loop, grid, is_fusable, is_reduction, stripped
 from dnn.backends.plan.graph import Buffer, Plan, Value, View
 from dnn.backends.plan.operations import ELEMENTWISE
@@ -314,7 +314,7 @@ class _Emitter:
     def start(self, op: str, kind: np.dtype) -> str:
         if op == "sum":
             return literal(kind.type(0))
-        if kind.kind == "f":
+        if is_float(kind):
             return literal(kind.type(-np.inf if op == "max" else np.inf))
         if kind.kind == "b":
             return "false" if op == "max" else "true"
@@ -324,8 +324,8 @@ class _Emitter:
         """One more term. Sums may be taken in any order: the vector units have several going."""
         name = llvm_type(kind)
         if op == "sum":
-            return block.do(f"{'fadd reassoc contract' if kind.kind == 'f' else 'add'} {name} {total}, {value}")
-        if kind.kind == "f":
+            return block.do(f"{'fadd reassoc contract' if is_float(kind) else 'add'} {name} {total}, {value}")
+        if is_float(kind):
             return block.call("maximum" if op == "max" else "minimum", name, total, value)
         return block.extreme("maximum" if op == "max" else "minimum", kind, total, value)
 
@@ -933,7 +933,7 @@ def _columns_kernel(emitter: _Emitter) -> Kernel:
 
 def _paired(emitter: _Emitter, block: Block, value: Value, a: str, b: str) -> str:
     if value.op == "sum":
-        return block.do(f"{'fadd' if value.dtype.kind == 'f' else 'add'} {llvm_type(value.dtype)} {a}, {b}")
+        return block.do(f"{'fadd' if is_float(value.dtype) else 'add'} {llvm_type(value.dtype)} {a}, {b}")
     return block.extreme("maximum" if value.op == "max" else "minimum", value.dtype, a, b)
 
 

@@ -644,7 +644,7 @@ def _columns(values: Values, job: Job) -> Task:
             found = kept[value].sum(code, code.add("%thread", n * across), 1)
             total = found if not total else code.combine(value.op, value.dtype, total, found)
         if job.into_pieces:
-            _store_piece(code, job.partials[value], value, total, which, j)
+            _store_piece(code, job.partials[value], total, which, j)
         else:
             Point(values, code, "0", j).store(value, total, view)
     code.finish()
@@ -666,9 +666,9 @@ def _load_piece(code: Code, pieces: Buffer, i: str, j: str) -> str:
     return code.load(pieces.dtype, code.element(memory_type(pieces.dtype), code.memory(pieces), at))
 
 
-def _store_piece(code: Code, pieces: Buffer, value: Value, number: str, i: str, j: str) -> None:
+def _store_piece(code: Code, pieces: Buffer, number: str, i: str, j: str) -> None:
     at = code.add(code.times(i, pieces.shape[1]), j)
-    code.store(value.dtype, number, code.element(memory_type(pieces.dtype), code.memory(pieces), at))
+    code.store(pieces.dtype, number, code.element(memory_type(pieces.dtype), code.memory(pieces), at))
 
 
 # ------------------------------------------------------------------------------------- numbers, and whole reductions
@@ -707,7 +707,7 @@ def _pieces(values: Values, job: Job) -> Task:
     code.only_if(code.do("icmp eq i32 %thread, 0"))
     for value, buffer in job.partials.items():
         with code.when(code.below("%unit", buffer.shape[0])):
-            _store_piece(code, buffer, value, kept[value].total(code, "0"), "%unit", "0")
+            _store_piece(code, buffer, kept[value].total(code, "0"), "%unit", "0")
     code.finish()
     return task
 

@@ -15,21 +15,21 @@ from dnn.backends.plan.fusion import Fused
 from dnn.backends.plan.graph import Plan, Value, View
 from dnn.backends.plan.levels import Job
 
+BROUGHT = 4096
+"""Bytes of A and of B in a turn. The more are on the way at once, the less a thread waits for each; but they are as many
+registers."""
 UNROLLED = 4
 """Terms of a sum in a row, without a test for the end."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """`size` x `size` elements, of which a thread has `across` x `across`.
-
-    `brought`: bytes of A and of B that a turn brings. The more are on the way at once, the less a thread waits for
-    each; they are as many registers.
-    """
+    """`size` x `size` elements, of which a thread has `across` x `across`."""
 
     size: int
     across: int
-    brought: int
+    cost: float
+    """Of a term of all its sums, in instructions of a thread."""
 
     @property
     def side(self) -> int:
@@ -41,15 +41,20 @@ class Tile:
         return THREADS // (self.side * self.side)
 
 
-TILES = (Tile(64, 4, 4096), Tile(32, 2, 8192), Tile(16, 2, 8192))
+TILES = (Tile(64, 4, 18), Tile(32, 2, 6), Tile(16, 2, 1.5))
 
 
 def tile_for(m: int, n: int, blocks: int) -> Tile:
-    """The largest that gives every block work."""
-    for tile in TILES:
-        if -(-m // tile.size) * -(-n // tile.size) >= blocks:
-            return tile
-    return TILES[-1]
+    """The one with which so many blocks are done first."""
+    return min(TILES, key=lambda tile: -(-_units(m, n, tile) // blocks) * tile.cost)
+
+
+def _units(m: int, n: int, tile: Tile) -> int:
+    return -(-m // tile.size) * -(-n // tile.size)
+
+
+def units_of(m: int, n: int, blocks: int) -> int:
+    return _units(m, n, tile_for(m, n, blocks))
 
 
 def product_task(plan: Plan, fused: Fused, job: Job, layout: Layout, blocks: int) -> Task:
@@ -79,11 +84,11 @@ class _Product:
         self.dtype = job.product.value.dtype
         self.kind = llvm_type(self.dtype)
         self.itemsize = 8 if self.kind == "double" else 4
-        # a row more than there are: columns of one row then are not all in the same bank
-        self.pitch = tile.size + 1
+        # elements side by side are loaded at once; four more a row, so that not all columns are in the same banks
+        self.pitch = tile.size + 4
         # no deeper than there are terms, and a power of two
         few = 1 << (max(self.k, 4 * UNROLLED) - 1).bit_length()
-        self.depth = min(few, tile.brought // (self.itemsize * tile.size))
+        self.depth = min(few, BROUGHT // (self.itemsize * tile.size))
         self.half = self.depth * self.pitch
         self.A_start = task.in_shared(2 * self.half * self.itemsize)
         self.B_start = task.in_shared(2 * self.half * self.itemsize)
@@ -173,9 +178,8 @@ class _Product:
 
     def _add_products(self, code: Code, base: str, depth: str, row: str, column: str) -> None:
         """One more term to each of the thread's sums."""
-        across = range(self.tile.across)
-        a = [self._operand(code, base, depth, row, x, self.A_start) for x in across]
-        b = [self._operand(code, base, depth, column, x, self.B_start) for x in across]
+        a = self._operands(code, base, depth, row, self.A_start)
+        b = self._operands(code, base, depth, column, self.B_start)
         for x, left in enumerate(a):
             for y, right in enumerate(b):
                 place = self._sum(code, x, y)
@@ -184,11 +188,14 @@ class _Product:
                 added = code.do(f"fadd contract {self.kind} {before}, {product}")
                 code.line(f"store {self.kind} {added}, {place}")
 
-    def _operand(self, code: Code, base: str, depth: str, lane: str, number: int, start: int) -> str:
-        """An element of A or B: lanes are `side` apart, so that neighbouring threads read neighbouring elements."""
-        along = code.add(lane, number * self.tile.side)
-        at = code.add(code.add(code.add(base, depth), along), start // self.itemsize)
-        return code.do(f"load {self.kind}, {code.element(self.kind, f'{SHARED} %shared', at)}")
+    def _operands(self, code: Code, base: str, depth: str, lane: str, start: int) -> list[str]:
+        """The thread's elements of a row of A or B in shared memory: side by side."""
+        across = self.tile.across
+        at = code.add(code.add(code.add(base, depth), code.times(lane, across)), start // self.itemsize)
+        first = code.element(self.kind, f"{SHARED} %shared", at)
+        places = [first, *(code.element(self.kind, first, number) for number in range(1, across))]
+        together = f", align {min(across * self.itemsize, 16)}"
+        return [code.do(f"load {self.kind}, {place}{together if place is first else ''}") for place in places]
 
     def leave_sums(self) -> None:
         """Every group's sums to shared memory, for the first group to add up."""
@@ -217,8 +224,8 @@ class _Product:
         _, row, column = self._thread(code)
         for x in range(self.tile.across):
             for y in range(self.tile.across):
-                i = code.add(i0, code.add(row, x * self.tile.side))
-                j = code.add(j0, code.add(column, y * self.tile.side))
+                i = code.add(i0, code.add(code.times(row, self.tile.across), x))
+                j = code.add(j0, code.add(code.times(column, self.tile.across), y))
                 inside = code.do(f"and i1 {code.below(i, self.m)}, {code.below(j, self.n)}")
                 with code.when(inside):
                     self._element(code, epilogue, i, j, self._total(code, x * self.tile.across + y))

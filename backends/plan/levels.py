@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dnn.backends.plan.fusion import Fused, Loop, Operation, Product, grid, is_reduction, stripped
 from dnn.backends.plan.graph import Buffer, Value, View
 
@@ -113,7 +115,9 @@ def _jobs(operation: Operation, fused: Fused) -> list[Job]:
         return [job]
     first = Job(loop=operation, into_pieces=True)
     for value, shape in pieces.items():
-        buffer = Buffer(f"%{value.number} in pieces", shape, value.dtype, keeps=False)
+        # as exact as they are in registers
+        dtype = np.dtype(np.float32) if value.dtype.itemsize == 2 and value.dtype.kind in "fV" else value.dtype
+        buffer = Buffer(f"%{value.number} in pieces", shape, dtype, keeps=False)
         first.partials[value] = buffer
     first.reads = job.reads
     first.writes = [buffer.whole() for buffer in first.partials.values()]
