@@ -172,6 +172,10 @@ class Backend(ABC):
         """A feeder of batches of up to `batch_size` rows from `source`, a host array, to the device."""
         return Feeder(self, source)
 
+    def mark(self) -> Callable[[], object]:
+        """What waits until the work submitted so far is done."""
+        return lambda: None
+
     def synchronize(self) -> None:  # noqa: B027  (a synchronous backend has nothing to wait for)
         """Wait until all work submitted to the device is done."""
 

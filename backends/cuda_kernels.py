@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dnn.backends.base import Array
+from dnn.backends.base import Array, log_once
 from dnn.backends.codegen.gpu import KernelPlan, Launch
-from dnn.backends.codegen.kernels import Kernel, architecture, ptx_of
+from dnn.backends.codegen.kernels import Kernel, TooLarge, architecture, ptx_of
 from dnn.backends.codegen.tasks import THREADS
 from dnn.backends.cublas import Products
 from dnn.backends.plan.graph import Plan
@@ -26,6 +26,23 @@ class KernelLoader:
         self._arch = architecture(int(device.compute_capability))
         self.blocks = int(device.attributes["MultiProcessorCount"])
         self._functions: dict[str, Any] = {}
+
+    def try_out(self, zeros: Callable[..., Array]) -> None:
+        """Make, load and run a kernel whose blocks meet; whatever is amiss is an error."""
+        plan, n = Plan(), 16 * THREADS
+        ones = [zeros(n, "float32") for _ in range(2)]
+        for array in ones:
+            array.fill(1)
+        a, b = (plan.array(name, array) for name, array in zip("ab", ones, strict=True))
+        plan.call(lambda xp, a, b: (a + xp.sum(b), b + xp.sum(a)), a, b, into=(b, a))
+        made = KernelPlan(plan, self.blocks, zeros, "grid")
+        self.load(made.kernels)
+        (launch,) = made.operations
+        assert isinstance(launch, Launch) and made.counter is not None
+        arrays = [made.arrays[buffer] for buffer in launch.kernel.buffers]
+        self.bind(launch.kernel, arrays, launch.blocks, made.counter)()
+        if not bool((ones[0] == n + 1).all()):
+            raise RuntimeError("a kernel gives wrong results on this device")
 
     def load(self, kernels: Sequence[Kernel]) -> None:
         new = {kernel.name: kernel for kernel in kernels if kernel.name not in self._functions}
@@ -93,7 +110,19 @@ class KernelStep:
                 call()
 
 
-def kernel_bytes(plan: Plan, blocks: int) -> tuple[int, bool]:
-    """The memory that a plan's kernels need beyond what it was given, and whether the library multiplies for them."""
-    made = KernelPlan(plan, blocks, None)
+def kernel_step(plan: Plan, loader: KernelLoader, products: Products, zeros: Callable[..., Array]) -> KernelStep | None:
+    """The plan as kernels; None, and the reason said once, where it is too large for them."""
+    try:
+        return KernelStep(plan, loader, products, zeros)
+    except TooLarge as error:
+        log_once(f"a step runs operation by operation: {error}")
+        return None
+
+
+def kernel_bytes(plan: Plan, blocks: int) -> tuple[int, bool] | None:
+    """The memory that `kernel_step` takes beyond what the plan was given, and whether the library multiplies for it."""
+    try:
+        made = KernelPlan(plan, blocks, None)
+    except TooLarge:
+        return None
     return made.nbytes, made.form == "launches" and any(node.op == "dot" for node in plan.nodes)

@@ -38,7 +38,7 @@ class CupyBackend(Backend):
         self._of_thread = threading.local()
         self._temporaries = self.xp.cuda.MemoryPool()
         self._products = Products(self.xp, load())
-        self._loader = _kernel_loader(self.xp)
+        self._loader = _kernel_loader(self.xp, self.zeros)  # None where kernels cannot be made here
         self.precisions = _precisions(self.xp)
         self.made: Counter[str] = Counter()
         """How many steps were made in which form: block, grid, launches, operation by operation."""
@@ -84,7 +84,7 @@ class CupyBackend(Backend):
         if not compiled_steps():
             return "operation by operation: DNN_COMPILED says so"
         if self._loader is None:
-            return "operation by operation, as CUDA graphs: install llvmlite for kernels made of each step"
+            return "operation by operation, as CUDA graphs: kernels cannot be made of them here"
         return f"kernels made by llvmlite {version('llvmlite')}, as CUDA graphs where a step takes several"
 
     def owns(self, array: object) -> bool:
@@ -112,6 +112,11 @@ class CupyBackend(Backend):
         with self._on_device():
             self.xp.cuda.get_current_stream().synchronize()
 
+    def mark(self) -> Callable[[], object]:
+        event = self.xp.cuda.Event(disable_timing=True)
+        event.record(self.xp.cuda.get_current_stream())
+        return event.synchronize
+
     def product(self, precision: str | None) -> Callable[[Array, Array, Array], object]:
         return self._products.tf32 if precision == "tf32" else self._products
 
@@ -130,17 +135,11 @@ class CupyBackend(Backend):
     def _kernels(self, plan: Plan) -> KernelStep | None:
         """The plan as kernels derived from it; None where they cannot be had."""
         if self._loader is None:
-            log_once("steps run operation by operation: install llvmlite, which makes kernels of them")
             return None
-        from dnn.backends.codegen.kernels import TooLarge
-        from dnn.backends.cuda_kernels import KernelStep
+        from dnn.backends.cuda_kernels import kernel_step
 
-        try:
-            with self._on_device():
-                return KernelStep(plan, self._loader, self._products, self.zeros)
-        except TooLarge as error:
-            log_once(f"a step runs operation by operation: {error}")
-            return None
+        with self._on_device():
+            return kernel_step(plan, self._loader, self._products, self.zeros)
 
     def run_stepwise(self, plan: Plan) -> Callable[..., None]:
         with self._on_device():
@@ -148,12 +147,14 @@ class CupyBackend(Backend):
 
     def plan_bytes(self, plan: Plan) -> int:
         """With the workspace of this thread's products, where it has none yet."""
-        if self._loader is None or not compiled_steps():
-            nbytes, multiplies = super().plan_bytes(plan), any(node.op == "dot" for node in plan.nodes)
-        else:
+        needed = None
+        if self._loader is not None and compiled_steps():
             from dnn.backends.cuda_kernels import kernel_bytes
 
-            nbytes, multiplies = kernel_bytes(plan, self._loader.blocks)
+            needed = kernel_bytes(plan, self._loader.blocks)
+        if needed is None:
+            needed = super().plan_bytes(plan), any(node.op == "dot" for node in plan.nodes)
+        nbytes, multiplies = needed
         return nbytes + (multiplies and not self._products.has_handle) * WORKSPACE_BYTES
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
@@ -321,12 +322,20 @@ def _refuse_memory(size: int) -> Any:
     )
 
 
-def _kernel_loader(cupy: Any) -> KernelLoader | None:
-    if find_spec("llvmlite") is None:
-        return None
-    from dnn.backends.cuda_kernels import KernelLoader
+def _kernel_loader(cupy: Any, zeros: Callable[..., Array]) -> KernelLoader | None:
+    """What makes kernels of steps; None, and the reason said once, where it does not work on this machine."""
+    reason = "install llvmlite, which makes kernels of them"
+    if find_spec("llvmlite") is not None:
+        try:
+            from dnn.backends.cuda_kernels import KernelLoader
 
-    return KernelLoader(cupy)
+            loader = KernelLoader(cupy)
+            loader.try_out(zeros)
+            return loader
+        except Exception as error:  # an old device, an llvmlite without its code generator, a driver without a compiler
+            reason = f"kernels cannot be made of them: {error}"
+    log_once(f"steps run operation by operation: {reason}")
+    return None
 
 
 def _precisions(cupy: Any) -> dict[str, np.dtype]:

@@ -100,11 +100,15 @@ class Batches:
                 yield 1
             return
         self._begin()
+        wait = self._backend.mark()
         for step, left in zip(self.steps, self._numbers, strict=True):
             while left:
                 times = min(self._at_once, left)
                 start = perf_counter()
                 step(times)
+                # one call is always queued, and no more: a device has work, and time tells how long it takes
+                wait()
+                wait = self._backend.mark()
                 if times == self._at_once and perf_counter() - start < SHORT_CALL:
                     self._at_once = min(2 * times, MOST_STEPS)
                 left -= times

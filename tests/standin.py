@@ -31,7 +31,7 @@ from ml_dtypes import bfloat16
 from dnn.backends import Backend, Feeder, register
 from dnn.backends.base import compiled_steps
 from dnn.backends.cublas import WORKSPACE_BYTES, Products
-from dnn.backends.cuda_kernels import KernelLoader, KernelStep, kernel_bytes
+from dnn.backends.cuda_kernels import KernelLoader, kernel_bytes, kernel_step
 from dnn.backends.cupy_backend import PinnedFeeder, _Graph
 
 Work = Callable[[], object]
@@ -746,15 +746,16 @@ class StandinBackend(Backend):
     def compile(self, plan: Any) -> Any:
         if not compiled_steps():
             return self.run_stepwise(plan)
-        if self.loader is None:
+        step = None if self.loader is None else kernel_step(plan, self.loader, self._products, self.zeros)
+        if step is None:
             return StrictGraph(self.xp, self.run_stepwise(plan), self._products, MemoryPool().malloc)
-        step = KernelStep(plan, self.loader, self._products, self.zeros)
         return step if step.is_one_kernel else StrictGraph(self.xp, step, self._products)
 
     def plan_bytes(self, plan: Any) -> int:
-        if self.loader is None or not compiled_steps():
-            return super().plan_bytes(plan)
-        return kernel_bytes(plan, self.loader.blocks)[0]
+        needed = None
+        if self.loader is not None and compiled_steps():
+            needed = kernel_bytes(plan, self.loader.blocks)
+        return super().plan_bytes(plan) if needed is None else needed[0]
 
     def feeder(self, source: np.ndarray, batch_size: int) -> Feeder:
         return PinnedFeeder(self.xp, np.empty, source, batch_size)

@@ -15,11 +15,23 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FORMS
-from standin import MAIN, Cublas, Cuda, Event, MemoryPool, Module, StandinBackend, StrictGraph, device, new
+from standin import (
+    MAIN,
+    Cublas,
+    Cuda,
+    EmulatedKernels,
+    Event,
+    MemoryPool,
+    Module,
+    StandinBackend,
+    StrictGraph,
+    device,
+    new,
+)
 
 import dnn
 from dnn import backends
-from dnn.backends import base, cupy_backend, use_compiled_steps
+from dnn.backends import base, cuda_kernels, cupy_backend, use_compiled_steps
 from dnn.backends.cublas import Products
 from dnn.backends.cupy_backend import CupyBackend, _Graph, _refuse_memory
 from dnn.backends.plan import Plan
@@ -276,7 +288,7 @@ def library(monkeypatch, request, in_form):
     monkeypatch.setattr(cupy_backend, "_usable_cupy", Cupy)
     monkeypatch.setattr(cupy_backend, "load", lambda: library)
     monkeypatch.setattr(cupy_backend, "_Graph", StrictGraph)
-    monkeypatch.setattr(cupy_backend, "_kernel_loader", lambda cupy: standin.loader)
+    monkeypatch.setattr(cupy_backend, "_kernel_loader", lambda cupy, zeros: standin.loader)
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
     backends._loaded.pop("cupy", None)
     return library
@@ -303,6 +315,46 @@ def test_the_cupy_backend_itself_trains_by_the_stand_ins_rules(library):
     assert facts["steps"].startswith(
         "operation by operation" if library.form == "operation by operation" else "kernels made by"
     )
+
+
+def no_compiler(*_: Any) -> None:
+    raise RuntimeError("no PTX compiler")
+
+
+def test_kernels_are_tried_out_and_what_is_amiss_is_said_once(monkeypatch, caplog):
+    pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+    zeros = StandinBackend().zeros
+    EmulatedKernels().try_out(zeros)
+    for name, broken, message in (
+        ("bind", lambda *given: lambda times=1: None, "a kernel gives wrong results on this device"),
+        ("_module", no_compiler, "no PTX compiler"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(EmulatedKernels, name, broken)
+            patched.setattr(cuda_kernels, "KernelLoader", lambda cupy: EmulatedKernels())
+            with caplog.at_level(logging.WARNING):
+                assert cupy_backend._kernel_loader(Module(), zeros) is None
+        assert message in caplog.records[-1].message
+
+
+def test_a_device_too_old_for_kernels_keeps_its_graphs(monkeypatch, caplog):
+    pytest.importorskip("llvmlite", reason="the extra fast is not installed")
+    zeros = StandinBackend().zeros
+    monkeypatch.setattr(Module.cuda.Device, "compute_capability", "61")
+    with caplog.at_level(logging.WARNING):
+        assert cupy_backend._kernel_loader(Module(), zeros) is None
+    assert "compute capability 6.1: derived kernels need 7.0 or more" in caplog.records[-1].message
+
+
+def test_a_step_too_large_for_kernels_runs_operation_by_operation_and_is_estimated_so(monkeypatch, in_form):
+    in_form("launches")
+    gpu = pytest.importorskip("dnn.backends.codegen.gpu")
+    monkeypatch.setattr(gpu, "LARGEST", 100)
+    backend, plan = backends.get_backend("standin"), Plan()
+    a, b = (plan.buffer(name, (20, 20), np.float32) for name in "ab")
+    plan.call(lambda xp, a: xp.dot(a, a), a, into=b)
+    assert backend.plan_bytes(plan) == base.Backend.plan_bytes(backend, plan)
+    assert isinstance(backend.compile(plan), StrictGraph)
 
 
 # ------------------------------------------------------------------------------- by the stand-in's rules

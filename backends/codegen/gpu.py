@@ -83,8 +83,9 @@ class KernelPlan:
         """Make the operations; gives the temporaries that need memory of the device, as `_slots`."""
         written = _fully_written(levels)
         slots = _slots(levels, written)
-        pointers = {buffer: getattr(buffer.array, "data", None) for buffer in plan.buffers}
-        unaligned = {buffer for buffer, pointer in pointers.items() if pointer is not None and pointer.ptr % ALIGNMENT}
+        # for an estimate, an array need not be on the device, nor be at all
+        addresses = {buffer: getattr(getattr(buffer.array, "data", None), "ptr", 0) for buffer in plan.buffers}
+        unaligned = {buffer for buffer, address in addresses.items() if address % ALIGNMENT}
         if self.form != "block":
             self.operations = _operations(plan, fused, levels, Layout(unaligned), blocks, self.form)
             return slots

@@ -206,9 +206,8 @@ class Ptx(Target):
 
     def finish(self) -> str:
         given = ", ".join(f"i64 %b{n}" for n in range(len(self.kernel.buffers)))
-        limits = f'"nvvm.maxntid"="{THREADS}"'
-        if self.kernel.meets:  # there is one on a multiprocessor, which may have all the registers
-            limits += ' "nvvm.minctasm"="1"'
+        # one block a multiprocessor is enough to be promised: else ptxas saves registers, and spills, for more of them
+        limits = f'"nvvm.maxntid"="{THREADS}" "nvvm.minctasm"="1"'
         head = (
             f"define ptx_kernel void @NAME({given}{', ' if given else ''}i64 %barrier, i32 %times) convergent {limits}"
         )

@@ -16,8 +16,7 @@ from dnn.backends.plan.graph import Plan, Value, View
 from dnn.backends.plan.levels import Job
 
 BROUGHT = 4096
-"""Bytes of A and of B in a turn. The more are on the way at once, the less a thread waits for each; but they are as many
-registers."""
+"""Bytes of A and of B in a turn. With more of them on the way a thread waits less, and needs more registers."""
 UNROLLED = 4
 """Terms of a sum in a row, without a test for the end."""
 
