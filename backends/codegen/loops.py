@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnn.backends.codegen.expressions import Block, Expander, constant, is_float, literal, llvm_type, memory_type
+from dnn.backends.codegen.expressions import Block, constant, is_float, literal, llvm_type, memory_type
+from dnn.backends.codegen.values import LoopValues, start_of
 from dnn.backends.plan.fusion import CHEAP, FREE, Fused, Loop, grid, is_fusable, is_reduction, stripped
 from dnn.backends.plan.graph import Buffer, Plan, Value, View
 from dnn.backends.plan.operations import ELEMENTWISE
@@ -85,10 +86,10 @@ class Kernel:
         return np.array([*given, *self.sizes], np.int64)
 
 
-class _Emitter:
+class _Emitter(LoopValues):
     def __init__(self, plan: Plan, fused: Fused, loop: Loop, scratch: set[Buffer]) -> None:
-        self.plan, self.fused, self.loop, self.scratch = plan, fused, loop, scratch
-        self.expand = Expander(plan)
+        super().__init__(plan, fused, loop)
+        self.scratch = scratch
         self.turned = loop.kind == "rows" and loop.shape[1] == 1 and loop.shape[0] > 1
         self.domain = loop.shape[::-1] if self.turned else loop.shape
         self.declared: dict[str, str] = {}
@@ -102,8 +103,6 @@ class _Emitter:
         self.scratch_bytes = 0
         self.loops = 0
         self._variances: dict[Value, int] = {}
-        self._levels: dict[Value, int] = {}
-        self._largest: dict[Value, Value] = {}
 
     def block(self) -> Block:
         return Block(self.declared, self.counter)
@@ -113,14 +112,6 @@ class _Emitter:
         return f"{name}{self.labels}"
 
     # -------------------------------------------------------------------------------- what a value is
-
-    def is_leaf(self, value: Value) -> bool:
-        """Whether it is read from memory, or known, rather than computed here."""
-        if value.op in FREE:
-            return True
-        if value in self.loop.outputs or value in self.loop.again:
-            return False
-        return self.fused.place(value) is not None
 
     def spread(self, shape: tuple[int, ...]) -> int:
         rows, columns = grid(shape)
@@ -154,33 +145,6 @@ class _Emitter:
         if ELEMENT in found or {ROW, COLUMN} <= found:
             return ELEMENT
         return max(found)
-
-    def level(self, value: Value) -> int:
-        """The first pass that can compute it; of a row's value, the number of passes that it has to wait for."""
-        value = stripped(value)
-        if value not in self._levels:
-            self._levels[value] = self._level(value)
-        return self._levels[value]
-
-    def _level(self, value: Value) -> int:
-        if self.is_leaf(value) or value.op == "take":
-            return 0
-        if value.op == "argmax":
-            return max(self.level(self.largest(value)), self.level(value.inputs[0])) + 1
-        if is_reduction(value, 1):
-            return self.level(value.inputs[0]) + 1
-        if is_reduction(value):
-            return 0
-        return max((self.level(operand) for operand in value.inputs), default=0)
-
-    def largest(self, argmax: Value) -> Value:
-        """The maximum whose place `argmax` finds: computed here, whoever else may have it in memory."""
-        if argmax not in self._largest:
-            source = argmax.inputs[0]
-            value = Value(self.plan, "max", (source,), source.dtype, (source.shape[0], 1), (1,))
-            self.plan.nodes.append(value)
-            self._largest[argmax] = value
-        return self._largest[argmax]
 
     # --------------------------------------------------------------------------------------- memory
 
@@ -311,15 +275,6 @@ class _Emitter:
 
     # ------------------------------------------------------------------------------------- reductions
 
-    def start(self, op: str, kind: np.dtype) -> str:
-        if op == "sum":
-            return literal(kind.type(0))
-        if is_float(kind):
-            return literal(kind.type(-np.inf if op == "max" else np.inf))
-        if kind.kind == "b":
-            return "false" if op == "max" else "true"
-        return str(np.iinfo(kind).min if op == "max" else np.iinfo(kind).max)
-
     def combine(self, block: Block, op: str, kind: np.dtype, total: str, value: str, into: str | None = None) -> str:
         """One more term. Sums may be taken in any order: the vector units have several going."""
         name = llvm_type(kind)
@@ -348,7 +303,7 @@ class _Emitter:
         n_rows, n_columns = ("1", names[1]) if contiguous else names
         kind = llvm_type(value.dtype)
         before, row, body, done, end = (self.label(n) for n in ("w.pre", "w.row", "w.body", "w.done", "w.end"))
-        start = self.start(value.op, value.dtype)
+        start = start_of(value.op, value.dtype)
         i, j, total, row_total, result = (entry.fresh() for _ in range(5))
         # first, since it adds to the head what all terms share
         row_block, element = self.block(), self.block()
@@ -761,7 +716,7 @@ def _pass_lines(
         name = _accumulator(value, number)
         is_index = value.op == "argmax"
         kind = "i64" if is_index else llvm_type(value.dtype)
-        start = str(np.iinfo(np.int64).max) if is_index else emitter.start(value.op, value.dtype)
+        start = str(np.iinfo(np.int64).max) if is_index else start_of(value.op, value.dtype)
         lines.append(f"  {name} = phi {kind} [ {start}, %{check} ], [ {name}.next, %{loop} ]")
         op, dtype = ("min", np.dtype(np.int64)) if is_index else (value.op, value.dtype)
         added = emitter.combine(tail, op, dtype, name, terms[value])
@@ -894,7 +849,7 @@ def _columns_kernel(emitter: _Emitter) -> Kernel:
     for value, view in outputs:
         if value.op != "sum":
             place = f"getelementptr {memory_type(value.dtype)}, ptr {emitter.pointer(column_stream(view))}, i64 %z.j"
-            emitter.store(starts, value.dtype, emitter.start(value.op, value.dtype), starts.do(place), True)
+            emitter.store(starts, value.dtype, start_of(value.op, value.dtype), starts.do(place), True)
     many_before, many = block_of("m", "%m.i", ROWS_AT_ONCE)
     one_before, one = block_of("o", "%o.i", 1)
     before = next((line[:-1] for line in reversed(emitter.entry.lines) if line.endswith(":")), "entry")

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dnn.backends.codegen.expressions import Block, Expander, constant, is_float, literal, llvm_type, memory_type
+from dnn.backends.codegen.expressions import Block, constant, is_float, llvm_type, memory_type
+from dnn.backends.codegen.values import LoopValues, start_of
 from dnn.backends.plan.fusion import FREE, Fused, Loop, grid, is_reduction, stripped
 from dnn.backends.plan.graph import Buffer, Plan, Value, View
 from dnn.backends.plan.levels import Job
@@ -179,17 +180,6 @@ class Code(Block):
         return self.extreme("maximum" if op == "max" else "minimum", kind, a, b)
 
 
-def start_of(op: str, kind: np.dtype) -> str:
-    """What a reduction begins with."""
-    if op == "sum":
-        return literal(kind.type(0))
-    if is_float(kind):
-        return literal(kind.type(-np.inf if op == "max" else np.inf))
-    if kind.kind == "b":
-        return "false" if op == "max" else "true"
-    return str(np.iinfo(kind).min if op == "max" else np.iinfo(kind).max)
-
-
 def steps_of(view: View) -> tuple[int, int]:
     """Elements from a row to the next, and from a column to the next; 0 where there is only one."""
     steps = [s if n > 1 else 0 for n, s in zip(view.shape, view.strides, strict=True)]
@@ -204,15 +194,12 @@ class Layout:
     local: Mapping[Buffer, int] = field(default_factory=dict)
 
 
-class Values:
-    """What a loop computes, and where it has it from."""
+class Values(LoopValues):
+    """What a loop computes, and where its buffers are."""
 
     def __init__(self, plan: Plan, fused: Fused, loop: Loop, layout: Layout) -> None:
-        self.plan, self.fused, self.loop = plan, fused, loop
-        self.expand = Expander(plan)
+        super().__init__(plan, fused, loop)
         self.layout = layout
-        self._levels: dict[Value, int] = {}
-        self._largest: dict[Value, Value] = {}
 
     def task(self, units: int) -> Task:
         return Task(units, self.layout.local)
@@ -222,38 +209,6 @@ class Values:
         """What is computed into memory, and where."""
         found = self.loop.outputs.items()
         return [(stripped(root.inputs[0]) if root.op == "store" else root, views) for root, views in found]
-
-    def is_leaf(self, value: Value) -> bool:
-        """Whether it is read from memory, or known, rather than computed here."""
-        if value.op in FREE:
-            return True
-        if value in self.loop.outputs or value in self.loop.again:
-            return False
-        return self.fused.place(value) is not None
-
-    def level(self, value: Value) -> int:
-        """The first pass over a row that can compute it; of a row's value, how many passes it has to wait for."""
-        value = stripped(value)
-        if value not in self._levels:
-            if self.is_leaf(value) or value.op == "take":
-                found = 0
-            elif value.op == "argmax":
-                found = max(self.level(self.largest(value)), self.level(value.inputs[0])) + 1
-            elif is_reduction(value, 1):
-                found = self.level(value.inputs[0]) + 1
-            else:
-                found = max((self.level(operand) for operand in value.inputs), default=0)
-            self._levels[value] = found
-        return self._levels[value]
-
-    def largest(self, argmax: Value) -> Value:
-        """The maximum whose place `argmax` finds: computed here, whoever else may have it in memory."""
-        if argmax not in self._largest:
-            source = argmax.inputs[0]
-            value = Value(self.plan, "max", (source,), source.dtype, (source.shape[0], 1), (1,))
-            self.plan.nodes.append(value)
-            self._largest[argmax] = value
-        return self._largest[argmax]
 
     def reductions(self) -> list[Value]:
         """The reductions of rows that are computed here, with the maxima that argmax needs."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnn.backends.codegen.expressions import llvm_type, memory_type
-from dnn.backends.codegen.tasks import SHARED, THREADS, Code, Layout, Point, Repeat, Task, Values, start_of
+from dnn.backends.codegen.tasks import SHARED, THREADS, Code, Layout, Point, Repeat, Task, Values
+from dnn.backends.codegen.values import start_of
 from dnn.backends.plan.fusion import Fused
 from dnn.backends.plan.graph import Plan, Value, View
 from dnn.backends.plan.levels import Job
