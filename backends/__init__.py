@@ -13,6 +13,9 @@ from types import TracebackType
 
 from dnn.backends.base import Array, Backend, BackendUnavailableError, Feeder, log_once, use_compiled_steps
 
+# not at first use: a child forked by one thread in the middle of another's import could never import it
+from dnn.backends.numpy_backend import NumpyBackend
+
 __all__ = [
     "Array",
     "Backend",
@@ -29,19 +32,13 @@ __all__ = [
 ]
 
 
-def _load_numpy() -> Backend:
-    from dnn.backends.numpy_backend import NumpyBackend
-
-    return NumpyBackend()
-
-
 def _load_cupy() -> Backend:
     from dnn.backends.cupy_backend import CupyBackend
 
     return CupyBackend()
 
 
-_loaders: dict[str, Callable[[], Backend]] = {"numpy": _load_numpy, "cupy": _load_cupy}
+_loaders: dict[str, Callable[[], Backend]] = {"numpy": NumpyBackend, "cupy": _load_cupy}
 _loaded: dict[str, Backend] = {}
 _in_use: str | None = None
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from dnn.backends.cuda_kernels import KernelLoader, KernelStep
     from dnn.backends.plan import Plan
 
-_WHEELS = "pip install 'dnn[cuda13]' for a driver of CUDA 13, 'dnn[cuda12]' for CUDA 12 (nvidia-smi shows which)"
+_WHEELS = (
+    "pip install 'cupy-cuda13x[ctk]==14.*' llvmlite ml_dtypes for a driver of CUDA 13, 'cupy-cuda12x[ctk]==14.*' "
+    "instead for CUDA 12 (nvidia-smi shows which)"
+)
 
 
 class CupyBackend(Backend):
@@ -324,7 +327,7 @@ def _refuse_memory(size: int) -> Any:
 
 def _kernel_loader(cupy: Any, zeros: Callable[..., Array]) -> KernelLoader | None:
     """What makes kernels of steps; None, and the reason said once, where it does not work on this machine."""
-    reason = "install llvmlite, which makes kernels of them"
+    reason = "pip install llvmlite, which makes kernels of them"
     if find_spec("llvmlite") is not None:
         try:
             from dnn.backends.cuda_kernels import KernelLoader

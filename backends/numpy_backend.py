@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +57,11 @@ class NumpyBackend(Backend):
         dependencies = np.show_config(mode="dicts")["Build Dependencies"]
         blas = dependencies["blas"]
         if self.compiles():
+            from importlib.metadata import version
+
             steps = f"compiled by llvmlite {version('llvmlite')}"
         elif find_spec("llvmlite") is None:
-            steps = "operation by operation: install llvmlite (the extra fast) for compiled steps"
+            steps = "operation by operation: pip install llvmlite for compiled steps"
         else:
             steps = f"operation by operation: {self._cannot_compile or 'DNN_COMPILED says so'}"
         return {
@@ -78,42 +79,62 @@ class NumpyBackend(Backend):
         """Machine code on the run's threads if llvmlite is usable, else operation by operation."""
         if not self.compiles():
             return self.run_stepwise(plan)
-        from dnn.backends.codegen.cpu import CompiledPlan
+        with blas.call(None):
+            from dnn.backends.codegen.cpu import CompiledPlan
 
-        return _Compiled(self, CompiledPlan(plan, self._threads(), self.zeros))
+            return _Compiled(self, CompiledPlan(plan, self._threads(), self.zeros))
+
+    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
+        stepwise = super().run_stepwise(plan)
+
+        def run(times: int = 1) -> None:
+            run = self.current_run()
+            with blas.call(0 if run is None else run.threads):
+                stepwise(times)
+
+        return run
 
     def plan_bytes(self, plan: Plan) -> int:
         if not self.compiles():
             return super().plan_bytes(plan)
-        from dnn.backends.codegen.cpu import CompiledPlan
+        with blas.call(None):
+            from dnn.backends.codegen.cpu import CompiledPlan
 
-        return CompiledPlan(plan, self._threads(), None).nbytes
+            return CompiledPlan(plan, self._threads(), None).nbytes
 
     def compiles(self) -> bool:
         """Whether steps are to be compiled and can be, which is tried out on the first call."""
         if self._cannot_compile is None and compiled_steps() and not self._compiler_works:
-            try:
-                from dnn.backends.codegen.blas import gemm_address, product_address
-
-                if gemm_address(np.float32) is None:
-                    self._cannot_compile = "NumPy's BLAS has no product of a known form that compiled code could call"
-                else:
-                    product_address(np.float32)
-                    self._compiler_works = True
-            except Exception as cause:  # an llvmlite that does not work with this machine or Python
-                self._cannot_compile = f"llvmlite cannot be used: {cause}"
-            if self._cannot_compile:
-                log_once(f"steps run operation by operation: {self._cannot_compile}")
+            with blas.call(None):
+                self._try_compiler()
         return self._cannot_compile is None and compiled_steps()
+
+    def _try_compiler(self) -> None:
+        try:
+            from dnn.backends.codegen.blas import gemm_address, product_address
+
+            if gemm_address(np.float32) is None:
+                self._cannot_compile = "NumPy's BLAS has no product of a known form that compiled code could call"
+            else:
+                product_address(np.float32)
+                self._compiler_works = True
+        except Exception as cause:  # an llvmlite that does not work with this machine or Python
+            self._cannot_compile = f"llvmlite cannot be used: {cause}"
+        if self._cannot_compile:
+            log_once(f"steps run operation by operation: {self._cannot_compile}")
 
     @contextmanager
     def stream(self, threads: int | None = None) -> Iterator[object]:
-        """One run's threads: `threads`, else the environment's setting (`number_of_threads`), else one per core."""
+        """One run's threads: `threads`, else the environment's setting (`number_of_threads`), else one per core.
+
+        And its arithmetic, in which an overflow is inf and an underflow 0, whatever the caller has NumPy do about them.
+        """
         outside = getattr(self._of_thread, "run", None)
         run = outside or _Run(number_of_threads(threads))
         self._of_thread.run = run
         try:
-            yield run
+            with np.errstate(all="ignore"):
+                yield run
         finally:
             self._of_thread.run = outside
             if outside is None:
@@ -144,25 +165,21 @@ class NumpyBackend(Backend):
 
 
 class _Run:
-    """The threads of one run: a pool for compiled plans, and a limit on the BLAS's own threads."""
+    """The threads of one run: a pool for compiled plans, and the number of the BLAS's own for its products."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
+        self.compiled_call = threading.get_ident(), 1
         self._pool: Pool | None = None
-        self._held: list[int] = []
-        self.hold_blas(threads)
-
-    def hold_blas(self, threads: int) -> None:
-        if threads not in self._held:
-            blas.hold(threads)
-            self._held.append(threads)
+        blas.begin_run()
 
     @property
     def pool(self) -> Pool:
         if self._pool is None:
-            from dnn.backends.codegen.runtime import Pool
+            with blas.call(None):
+                from dnn.backends.codegen.runtime import Pool
 
-            self._pool = Pool(self.threads)
+                self._pool = Pool(self.threads)
         return self._pool
 
     def stop(self) -> None:
@@ -170,8 +187,7 @@ class _Run:
             if self._pool is not None:
                 self._pool.stop()
         finally:
-            while self._held:
-                blas.release(self._held.pop())
+            blas.end_run()
 
 
 class _Compiled:
@@ -185,14 +201,19 @@ class _Compiled:
     def __call__(self, times: int = 1) -> None:
         run = self._backend.current_run()
         if run is not self._run or self._call is None:
-            from dnn.backends.codegen.runtime import Pool
+            with blas.call(None):
+                from dnn.backends.codegen.runtime import Pool
 
-            if run is not None:
-                run.hold_blas(1)  # each thread of a program calls the BLAS on its own
-            self._run, self._pool = run, Pool(1) if run is None else run.pool
-            self._call = self._pool.bind(self.plan.program)
-        for _ in range(times):
-            self._call()
+                self._run, self._pool = run, Pool(1) if run is None else run.pool
+                self._call = self._pool.bind(self.plan.program)
+        # each thread of a program calls the BLAS on its own; outside of a run, that is this one alone
+        call = (threading.get_ident(), 0) if run is None else run.compiled_call
+        blas.enter(call)
+        try:
+            for _ in range(times):
+                self._call()
+        finally:
+            blas.leave(call)
 
 
 def _aligned(make: Any, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:

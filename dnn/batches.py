@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from time import perf_counter
@@ -93,7 +93,7 @@ class Batches:
             step()
             yield step
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int, None, None]:
         """Run all batches, several by one call where that is short; gives how many each call ran."""
         if self._feeder is not None:
             for _ in self:

@@ -2,8 +2,9 @@
 
 The assignment's layout is one example per column: X (n_x, m), b (n, 1), AL and Y (1, m). These functions convert it to
 the engine's layout by transposed views and call the same mathematics; equation numbers are the assignment's. They
-accept any backend's arrays, never modify their inputs, and print only what the assignment asks to print. New arrays
-(parameters, loaded data) are created on the backend in use. Shapes below: m examples, n_l units in layer l.
+accept any backend's arrays, lists and numbers as `np.array` does, never modify their inputs, and print only what the
+assignment asks to print. New arrays (parameters, loaded data) are created on the backend in use. Shapes below: m
+examples, n_l units in layer l. Labels are from 0 to 1, and may also have the shape (m,).
 """
 
 from __future__ import annotations
@@ -17,12 +18,35 @@ import numpy as np
 from dnn import functional
 from dnn.backends import Array, Backend, backend_of, get_backend
 from dnn.data import Examples, open_dataset
-from dnn.errors import DataError
+from dnn.data.sources import as_array, read
+from dnn.errors import DataError, check_number, check_whole
 from dnn.initializers import initial_weights
 from dnn.network import Network
 from dnn.optimizers import SGD
 from dnn.state import TrainingState
 from dnn.step import IN_PLACE, TRAIN, Step
+
+__all__ = [
+    "L_layer_model",
+    "L_model_backward",
+    "L_model_forward",
+    "compute_cost",
+    "initialize_parameters",
+    "initialize_parameters_deep",
+    "linear_activation_backward",
+    "linear_activation_forward",
+    "linear_backward",
+    "linear_forward",
+    "load_data",
+    "predict",
+    "print_grads",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "two_layer_model",
+    "update_parameters",
+]
 
 Cache = tuple[Any, ...]
 Parameters = dict[str, Array]
@@ -40,7 +64,8 @@ def initialize_parameters(n_x: int, n_h: int, n_y: int, seed: int = 1) -> Parame
 def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 3) -> Parameters:
     """Wl (n_l, n_{l-1}) = randn · 0.01, bl (n_l, 1) = 0 for l = 1..L (section 3.2)."""
     backend, parameters = get_backend(), {}
-    for layer, W in enumerate(initial_weights("course_small", layer_dims, seed), start=1):
+    sizes = _sizes("layer_dims", layer_dims)
+    for layer, W in enumerate(initial_weights("course_small", sizes, seed), start=1):
         parameters[f"W{layer}"] = backend.asarray(W)
         parameters[f"b{layer}"] = backend.zeros((W.shape[0], 1), np.float64)
     return parameters
@@ -49,25 +74,27 @@ def initialize_parameters_deep(layer_dims: Sequence[int], seed: int = 3) -> Para
 # ----------------------------------------------------------------------------------------------- forward
 
 
+@np.errstate(all="ignore")
 def sigmoid(Z: Array) -> tuple[Array, Array]:
     """A = σ(Z) = 1 / (1 + exp(−Z)), and the cache Z, of any shape."""
     backend, (Z,) = _arrays(Z=Z)
-    with np.errstate(over="ignore"):
-        return functional.sigmoid(backend.xp, Z), Z
+    return functional.sigmoid(backend.xp, Z), Z
 
 
+@np.errstate(all="ignore")
 def relu(Z: Array) -> tuple[Array, Array]:
     """A = max(0, Z), and the cache Z, of any shape."""
     backend, (Z,) = _arrays(Z=Z)
     return functional.relu(backend.xp, Z), Z
 
 
+@np.errstate(all="ignore")
 def linear_forward(A: Array, W: Array, b: Array) -> tuple[Array, Cache]:
     """Z = W A + b, equation (4), and the cache (A, W, b). A (n_{l-1}, m), W (n_l, n_{l-1}), b (n_l, 1), Z (n_l, m)."""
-    cache = (A, W, b)
+    _, cache = _given(A=A, W=W, b=b)
     backend, (A, W, b) = _arrays(A=A, W=W, b=b)
     _check_linear(A, W, b)
-    return functional.linear_forward(backend.xp, A.T, W, b.reshape(-1)).T, cache
+    return functional.linear_forward(backend.xp, A.T, W, b.reshape(-1)).T, tuple(cache)
 
 
 def linear_activation_forward(A_prev: Array, W: Array, b: Array, activation: str) -> tuple[Array, Cache]:
@@ -81,7 +108,9 @@ def linear_activation_forward(A_prev: Array, W: Array, b: Array, activation: str
 def L_model_forward(X: Array, parameters: Parameters) -> tuple[Array, list[Cache]]:
     """[LINEAR → RELU] × (L−1) → LINEAR → SIGMOID: AL (n_L, m) and the L caches. X (n_x, m)."""
     L = _number_of_layers(parameters)
-    A, caches = X, []
+    backend, (A, *_) = _given(X=X, W1=parameters["W1"])
+    _check_finite(backend, "X", A)
+    caches = []
     for layer in range(1, L + 1):
         activation = "sigmoid" if layer == L else "relu"
         W, b = parameters[f"W{layer}"], parameters[f"b{layer}"]
@@ -93,19 +122,19 @@ def L_model_forward(X: Array, parameters: Parameters) -> tuple[Array, list[Cache
     return A, caches
 
 
+@np.errstate(all="ignore")
 def compute_cost(AL: Array, Y: Array) -> Array:
     """J = −1/m Σ_i [y_i log a_i + (1 − y_i) log(1 − a_i)], equation (7), as an array of shape (). AL, Y (1, m).
 
     0 · log 0 is 0; a wrong prediction with certainty costs inf.
     """
-    backend, (AL, Y) = _arrays(AL=AL, Y=Y)
-    _check_same_shape("AL", AL, "Y", Y)
+    backend, (AL,), Y = _with_labels("Y", Y, AL=AL)
     if len(AL.shape) != 2 or AL.shape[0] != 1 or AL.shape[1] == 0:
         raise DataError(f"AL: expected shape (1, m) with m at least 1, got {tuple(AL.shape)}")
+    Y = _labels(backend, "Y", Y, "AL", AL)
     xp, m = backend.xp, Y.shape[1]
-    with np.errstate(divide="ignore"):
-        log_a = xp.log(xp.where(Y == 0, 1, AL))
-        log_1_a = xp.log(xp.where(Y == 1, 1, 1 - AL))
+    log_a = xp.log(xp.where(Y == 0, 1, AL))
+    log_1_a = xp.log(xp.where(Y == 1, 1, 1 - AL))
     # the assignment's order of operations: the printed digits depend on it
     cost = (-1 / m) * (xp.dot(Y, log_a.T) + xp.dot(1 - Y, log_1_a.T))
     return xp.squeeze(cost)
@@ -114,6 +143,7 @@ def compute_cost(AL: Array, Y: Array) -> Array:
 # ---------------------------------------------------------------------------------------------- backward
 
 
+@np.errstate(all="ignore")
 def sigmoid_backward(dA: Array, cache: Array) -> Array:
     """dZ = dA · s (1 − s) with s = σ(Z), equation (11); the cache is Z."""
     backend, (dA, Z) = _arrays(dA=dA, Z=cache)
@@ -122,6 +152,7 @@ def sigmoid_backward(dA: Array, cache: Array) -> Array:
     return functional.sigmoid_backward(backend.xp, dA, A)
 
 
+@np.errstate(all="ignore")
 def relu_backward(dA: Array, cache: Array) -> Array:
     """dZ = dA where Z > 0, else 0, equation (11); the cache is Z."""
     backend, (dA, Z) = _arrays(dA=dA, Z=cache)
@@ -130,9 +161,10 @@ def relu_backward(dA: Array, cache: Array) -> Array:
     return functional.relu_backward(backend.xp, dA, A)
 
 
+@np.errstate(all="ignore")
 def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """dA_prev = Wᵀ dZ, dW = 1/m dZ A_prevᵀ, db = 1/m Σ_i dZ_i: equations (8) to (10), in the shapes of A_prev, W, b."""
-    A_prev, W, b = cache
+    A_prev, W, b = _parts("cache", cache, "A_prev", "W", "b")
     backend, (dZ, A_prev, W, b) = _arrays(dZ=dZ, A_prev=A_prev, W=W, b=b)
     _check_linear(A_prev, W, b, "A_prev")
     n, m = W.shape[0], A_prev.shape[1]
@@ -145,27 +177,29 @@ def linear_backward(dZ: Array, cache: Cache) -> tuple[Array, Array, Array]:
 def linear_activation_backward(dA: Array, cache: Cache, activation: str) -> tuple[Array, Array, Array]:
     """dA_prev, dW, db of LINEAR → "sigmoid" or "relu", from dA (n_l, m) and the cache of the forward pass."""
     backward = sigmoid_backward if _checked_activation(activation) == "sigmoid" else relu_backward
-    linear_cache, activation_cache = cache
+    linear_cache, activation_cache = _parts("cache", cache, "linear_cache", "activation_cache")
     return linear_backward(backward(dA, activation_cache), linear_cache)
 
 
+@np.errstate(all="ignore")
 def L_model_backward(AL: Array, Y: Array, caches: list[Cache]) -> dict[str, Array]:
     """grads with dA0..dA(L−1), dW1..dWL, db1..dbL, starting from dAL = −(Y / AL − (1 − Y) / (1 − AL)).
 
     Where the sigmoid has saturated, so that AL is exactly 0 or 1, dZ is its limit AL − Y.
     """
     grads, L = {}, len(caches)
-    backend, (AL, Y, Z) = _arrays(AL=AL, Y=Y, Z=caches[-1][1])
+    if L == 0:
+        raise DataError("caches: expected one cache a layer, got none")
+    linear_cache, Z = _parts("the last of caches", caches[-1], "linear_cache", "activation_cache")
+    # the labels have no say in the dtype: in another one σ(Z) is not the AL that has saturated
+    backend, (AL, Z), Y = _with_labels("Y", Y, AL=AL, Z=Z)
     _check_same_shape("AL", AL, "the cached Z of the last layer", Z)
-    if Y.size != AL.size:
-        raise DataError(f"Y: expected as many labels as AL {tuple(AL.shape)} has entries, got shape {tuple(Y.shape)}")
-    Y = Y.reshape(AL.shape)
+    Y = _labels(backend, "Y", Y, "AL", AL)
     xp, (S, _) = backend.xp, sigmoid(Z)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # 0/0 counts as 0 here: a term of weight zero, whatever its slope
-        dAL = -(xp.where(Y == 0, 0, Y / AL) - xp.where(Y == 1, 0, (1 - Y) / (1 - AL)))
-        dZ = xp.where((S == AL) & (S * (1 - S) == 0), AL - Y, sigmoid_backward(dAL, Z))
-    grads[f"dA{L - 1}"], grads[f"dW{L}"], grads[f"db{L}"] = linear_backward(dZ, caches[-1][0])
+    # 0/0 counts as 0 here: a term of weight zero, whatever its slope
+    dAL = -(xp.where(Y == 0, 0, Y / AL) - xp.where(Y == 1, 0, (1 - Y) / (1 - AL)))
+    dZ = xp.where((S == AL) & (S * (1 - S) == 0), AL - Y, sigmoid_backward(dAL, Z))
+    grads[f"dA{L - 1}"], grads[f"dW{L}"], grads[f"db{L}"] = linear_backward(dZ, linear_cache)
     for layer in range(L - 1, 0, -1):
         grads[f"dA{layer - 1}"], grads[f"dW{layer}"], grads[f"db{layer}"] = linear_activation_backward(
             grads[f"dA{layer}"], caches[layer - 1], "relu"
@@ -173,13 +207,17 @@ def L_model_backward(AL: Array, Y: Array, caches: list[Cache]) -> dict[str, Arra
     return grads
 
 
+@np.errstate(all="ignore")
 def update_parameters(parameters: Parameters, grads: dict[str, Array], learning_rate: float) -> Parameters:
     """W ← W − α dW, b ← b − α db: equations (16) and (17), in a new dictionary."""
+    check_number("learning_rate", learning_rate)
     updated = {}
     for name, value in parameters.items():
+        if f"d{name}" not in grads:
+            raise DataError(f"grads: expected d{name} for {name} of parameters, got {', '.join(grads) or 'none'}")
         backend, (value, grad) = _arrays(**{name: value, f"d{name}": grads[f"d{name}"]})
         _check_same_shape(name, value, f"d{name}", grad)
-        updated[name] = functional.sgd(backend.xp, value, grad, learning_rate)
+        updated[name] = functional.sgd(backend.xp, value, grad, float(learning_rate))
     return updated
 
 
@@ -225,9 +263,10 @@ def two_layer_model(
 
     Returns (parameters, costs), as L_layer_model does.
     """
-    if len(layers_dims) != 3:
-        raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(layers_dims)}")
-    return _model(X, Y, layers_dims, "course_small", learning_rate, num_iterations, print_cost)
+    sizes = _sizes("layers_dims", layers_dims)
+    if len(sizes) != 3:
+        raise ValueError(f"two_layer_model: layers_dims must be (n_x, n_h, n_y), got {tuple(sizes)}")
+    return _model(X, Y, sizes, "course_small", learning_rate, num_iterations, print_cost)
 
 
 def L_layer_model(
@@ -242,14 +281,15 @@ def L_layer_model(
 
     Returns (parameters, costs), with the costs at iterations 0, 100, 200, ... and the last, each before its update.
     """
-    return _model(X, Y, layers_dims, "course_scaled", learning_rate, num_iterations, print_cost)
+    return _model(X, Y, _sizes("layers_dims", layers_dims), "course_scaled", learning_rate, num_iterations, print_cost)
 
 
 def predict(X: Array, y: Array, parameters: Parameters) -> Array:
     """p (1, m): 1 where AL > 0.5, else 0. Also prints the accuracy against y (1, m)."""
     AL, _ = L_model_forward(X, parameters)
-    backend, (AL, y) = _arrays(AL=AL, y=y)
-    _check_same_shape("AL", AL, "y", y)
+    backend, (AL,), y = _with_labels("y", y, AL=AL)
+    y = _labels(backend, "y", y, "AL", AL)
+    _check_finite(backend, "AL, computed with these parameters", AL)
     p = (AL > 0.5).astype(AL.dtype)
     print(f"Accuracy: {float(backend.xp.sum((p == y) / y.shape[1]))}")
     return p
@@ -258,27 +298,28 @@ def predict(X: Array, y: Array, parameters: Parameters) -> Array:
 def _model(
     X: Array,
     Y: Array,
-    layers_dims: Sequence[int],
+    layers_dims: list[int],
     initializer: str,
     learning_rate: float,
     num_iterations: int,
     print_cost: bool,
 ) -> tuple[Parameters, list[float]]:
-    backend, (X, Y) = _arrays(X=X, Y=Y)
-    if len(X.shape) != 2 or X.shape[0] != layers_dims[0] or layers_dims[-1] != 1:
+    check_whole("num_iterations", num_iterations)
+    backend, (X,), Y = _with_labels("Y", Y, X=X)
+    if len(X.shape) != 2 or X.shape[1] == 0 or X.shape[0] != layers_dims[0] or layers_dims[-1] != 1:
         raise DataError(
             f"X {tuple(X.shape)} and layers_dims {tuple(layers_dims)}: expected X (n_x, m), n_x as the first "
             "of layers_dims, and 1 as the last"
         )
     m = X.shape[1]
-    if m == 0 or tuple(Y.shape) != (1, m):
-        raise DataError(f"Y: expected shape (1, {m}), one label per column of X, got {tuple(Y.shape)}")
+    Y = _labels(backend, "Y", Y, "X", X, (1, m))
+    _check_finite(backend, "X", X)
     network = Network(layers_dims, initializer=initializer, seed=1, dtype=X.dtype, backend=backend.name)
     examples = Examples(backend.xp.ascontiguousarray(X.T), backend.xp.ascontiguousarray(Y.T))
     state = TrainingState(SGD(learning_rate), network.parameters)
     step = Step(network, examples, m, TRAIN, IN_PLACE, state.optimizer, state.arrays)
     costs = []
-    with backend.stream(), np.errstate(over="ignore", invalid="ignore"):
+    with backend.stream(), np.errstate(all="ignore"):
         step.compile()
         for i in range(num_iterations):
             step()
@@ -296,22 +337,100 @@ def _model(
 # ------------------------------------------------------------------------------------------------ inside
 
 
-def _arrays(**arrays: Array) -> tuple[Backend, list[Array]]:
-    """The arrays' backend, and the arrays in their common floating dtype, float64 if none is floating.
+def _given(**arrays: Any) -> tuple[Backend, list[Array]]:
+    """The arrays' backend, and the arrays; what is none, lists and numbers for instance, is made one there.
 
-    DataError if they are not all of the same backend.
+    DataError if they are not all of the same backend, or not of numbers.
     """
-    of = {name: backend_of(array) for name, array in arrays.items()}
-    backend = next(iter(of.values()))
+    of = {name: its for name, array in arrays.items() if (its := _backend_of(array)) is not None}
+    backend = next(iter(of.values()), None) or get_backend()
     if any(other is not backend for other in of.values()):
         where = ", ".join(f"{name} on {its.name}" for name, its in of.items())
         raise DataError(f"expected arrays of one backend, got {where}: move them with get_backend(name).asarray")
+    found = []
     for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
+        if name not in of:
+            array = backend.asarray(np.asarray(read(name, as_array(name, array), ...)))
+        elif array.dtype.kind not in "biuf":
             raise DataError(f"{name}: expected numbers, got {array.dtype}")
-    floating = [array.dtype for array in arrays.values() if array.dtype.kind == "f"]
+        found.append(array)
+    return backend, found
+
+
+def _backend_of(array: Any) -> Backend | None:
+    # a scalar of NumPy is a number, wherever the others are; of other kinds of NumPy's array, masked ones are checked
+    if isinstance(array, np.generic) or (isinstance(array, np.ndarray) and type(array) is not np.ndarray):
+        return None
+    try:
+        return backend_of(array)
+    except TypeError:
+        return None
+
+
+def _arrays(**arrays: Any) -> tuple[Backend, list[Array]]:
+    """Likewise, in their common floating dtype, float64 if none is floating."""
+    backend, found = _given(**arrays)
+    floating = [array.dtype for array in found if array.dtype.kind == "f"]
     dtype = np.result_type(*floating) if floating else np.dtype(np.float64)
-    return backend, [array.astype(dtype, copy=False) for array in arrays.values()]
+    return backend, [array.astype(dtype, copy=False) for array in found]
+
+
+def _with_labels(name: str, labels: Any, **arrays: Any) -> tuple[Backend, list[Array], Array]:
+    """Likewise, and the labels, in the others' dtype."""
+    given = _given(**arrays, **{name: labels})[1]
+    backend, found = _arrays(**dict(zip(arrays, given[:-1], strict=True)))
+    return backend, found, given[-1].astype(found[0].dtype, copy=False)
+
+
+def _labels(
+    backend: Backend, name: str, labels: Array, of: str, array: Array, expected: tuple[int, ...] | None = None
+) -> Array:
+    """The labels, checked, in the shape of the predictions: that of `array`, or as expected."""
+    expected, shape = expected or tuple(array.shape), tuple(labels.shape)
+    flat = [expected[1:], ()][: 2 if expected == (1, 1) else 1] if expected[0] == 1 else []
+    if shape != expected and shape not in flat:
+        what = f"{expected} or {expected[1:]}" if flat else f"{expected}"
+        raise DataError(f"{name}: expected shape {what}, a label for each column of {of}, got {shape}")
+    labels = labels.reshape(expected)
+    wrong = _first_but(backend, labels, (labels >= 0) & (labels <= 1))  # in which nan is not
+    if wrong is not None:
+        raise DataError(
+            f"{name}: expected labels 0 and 1 (or probabilities in between), got {wrong:g}: number the classes 0 and 1"
+        )
+    return labels
+
+
+def _check_finite(backend: Backend, name: str, array: Array) -> None:
+    wrong = _first_but(backend, array, backend.xp.isfinite(array))
+    if wrong is not None:
+        raise DataError(f"{name}: expected finite numbers, got {wrong:g}")
+
+
+def _first_but(backend: Backend, array: Array, right: Array) -> float | None:
+    """The first element that is not right, if there is one."""
+    if bool(right.all()):
+        return None
+    return float(backend.to_numpy(array)[~backend.to_numpy(right)][0])
+
+
+def _sizes(name: str, given: Any) -> list[int]:
+    """The layers' sizes: n_x, ..., n_L."""
+    try:
+        sizes = list(given)
+    except TypeError:
+        raise TypeError(f"{name} must be a list of the layers' sizes, got {given!r}") from None
+    for size in sizes:
+        check_whole(f"each of {name}", size)
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"{name} must be at least two sizes from 1 on, got {sizes}")
+    return [int(size) for size in sizes]
+
+
+def _parts(name: str, given: Any, *parts: str) -> tuple[Any, ...]:
+    if not isinstance(given, (tuple, list)) or len(given) != len(parts):
+        got = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise DataError(f"{name}: expected ({', '.join(parts)}) of the forward pass, got {got}")
+    return tuple(given)
 
 
 def _number_of_layers(parameters: Parameters) -> int:

@@ -2,6 +2,8 @@
 
 from numbers import Integral, Real
 
+import numpy as np
+
 
 class DnnError(Exception):
     """The base of all errors of this package."""
@@ -16,7 +18,7 @@ class ModelFileError(DnnError):
 
 
 class NonFiniteLossError(DnnError, ArithmeticError):
-    """Training has diverged: the loss is no longer a finite number."""
+    """A loss, a weight or an answer is no finite number: training has diverged, or the data is too large."""
 
 
 class NotEnoughMemoryError(DnnError, MemoryError):
@@ -34,6 +36,27 @@ def check_whole(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raise TypeError unless the setting is a real number."""
+    """Raise TypeError unless the setting is a real number, ValueError unless a float can be made of it."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a finite number, got one that no float holds") from None
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise TypeError unless the setting is on or off: a truth, of Python or NumPy, or a whole number."""
+    if not isinstance(value, (Integral, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_rounded(name: str, value: float, dtype: np.dtype, below_one: bool = False) -> None:
+    """Raise ValueError if this dtype rounds the setting to infinity, to 0, or to the 1 that it has to be below."""
+    with np.errstate(over="ignore", under="ignore"):
+        there = float(dtype.type(value))
+    if abs(there) < np.finfo(dtype).tiny:
+        there = 0.0  # what is smaller, some machines take for 0
+    if np.isinf(there) or (there == 0 and value) or (below_one and there >= 1):
+        fix = "take one that is not" if dtype == np.float64 else "take one that is not, or a network of dtype float64"
+        raise ValueError(f"{name} {value!r} is {there:g} in {dtype}: {fix}")

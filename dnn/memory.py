@@ -14,7 +14,7 @@ from dnn.errors import NotEnoughMemoryError
 from dnn.network import Network
 from dnn.optimizers import Optimizer
 from dnn.precision import compute_dtype
-from dnn.state import TrainingState
+from dnn.state import Snapshot, TrainingState
 from dnn.step import FED, GATHERED, IN_PLACE, TRAIN, Order, Step
 
 GB = 1e9
@@ -116,6 +116,7 @@ def training_bytes(
     if before is not None and optimizer.continues(before.optimizer):
         arrays |= before.kept(precision)
     total = sum(array.nbytes for array in arrays.values() if isinstance(array, _Shape))
+    total += Snapshot.nbytes(optimizer, parameters.flat, arrays, backend)
     alone, n_in = batch_size >= m, network.layer_sizes[0]
     loading, order = GATHERED, None
     if not alone:

@@ -17,14 +17,16 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from os import PathLike, fspath
+from os import PathLike, fsdecode
+from os.path import expanduser
 from typing import Any
 
 import numpy as np
 
-from dnn.data.hdf5 import open_hdf5, reporting_damage
+from dnn.data.hdf5 import open_hdf5, reporting_damage, unpadded
 from dnn.errors import DataError, ModelFileError
 from dnn.files import check_writable, write_whole
+from dnn.inference import check_finite
 from dnn.losses import LOSSES, Loss, checked_loss
 from dnn.network import Network
 from dnn.parameters import Parameters
@@ -34,19 +36,22 @@ FORMAT_VERSION = 1
 _SETTINGS = ("layer_sizes", "activation", "output", "initializer", "seed", "dtype", "input_scale")
 
 
-def save(network: Network, path: str | PathLike[str], force: bool = False) -> None:
+def save(network: Network, path: str | bytes | PathLike[str], force: bool = False) -> None:
     """Write `network` to `path`. OutputError if it cannot be written, or exists and `force` is not given."""
-    path = fspath(path)
+    path = expanduser(fsdecode(path))
+    if not isinstance(force, (bool, np.bool_)):
+        raise TypeError(f"force must be True or False, got {force!r}")
     check_writable(path, force)
-    write_whole({path: model_bytes(network)})
+    write_whole({path: model_bytes(network)}, force)
 
 
 def model_bytes(network: Network) -> bytes:
-    """The model file's content."""
+    """The model file's content. An error where `load` would refuse it."""
     import h5py
 
     import dnn
 
+    check_finite(network)
     architecture = {
         "layer_sizes": network.layer_sizes,
         "activation": network.activation,
@@ -57,14 +62,25 @@ def model_bytes(network: Network) -> bytes:
         "input_scale": network.input_scale,
         "input_kind": network.input_kind,
         "input_shape": network.input_shape,
+        "feature_names": network.feature_names,
         "epochs": network.epochs,
     }
     if network.loss is not None:
         architecture["loss"] = _name_of(network.loss)
     expected = classes_of(network.layer_sizes)
+    if isinstance(network.classes, str):
+        raise TypeError(f"network.classes must be a list of names, got {network.classes!r}")
     if network.classes is not None and len(network.classes) != expected:
         raise ValueError(f"network.classes must be {expected} names, got {len(network.classes)}")
-    contents = {"architecture": np.array(json.dumps(architecture).encode())}
+    if network.classes is not None and not all(isinstance(name, str) for name in network.classes):
+        raise TypeError(f"network.classes must be names, got {list(network.classes)!r}")
+    if network.classes is not None and len(set(network.classes)) < expected:
+        raise ValueError(f"network.classes must be different names, got {list(network.classes)!r}: rename those alike")
+    if (network.layer_sizes, network.dtype) != (network.parameters.layer_sizes, network.parameters.dtype):
+        raise ValueError("layer_sizes and dtype are those that the network was made with: make another instead")
+    text = json.dumps(architecture, default=_of_numpy).encode()
+    _architecture("this network", text)
+    contents = {"architecture": np.array(text)}
     contents |= {f"parameters/{name}": network.backend.to_numpy(view) for name, view in network.parameters.items()}
     if network.classes is not None:
         contents["classes"] = np.array([name.encode() for name in network.classes], dtype=bytes)
@@ -81,12 +97,12 @@ def model_bytes(network: Network) -> bytes:
     return buffer.getvalue()
 
 
-def load(path: str | PathLike[str], backend: str | None = None) -> Network:
+def load(path: str | bytes | PathLike[str], backend: str | None = None) -> Network:
     """The network in the model file `path`, on the given backend, by default the one in use.
 
     ModelFileError says what is wrong with the file.
     """
-    path = fspath(path)
+    path = expanduser(fsdecode(path))
     with open_hdf5(path, ModelFileError) as file, reporting_damage(path, ModelFileError):
         _check_format(path, file)
         text = _stored(path, file, "architecture")
@@ -108,12 +124,22 @@ def load(path: str | PathLike[str], backend: str | None = None) -> Network:
         except DataError as cause:
             raise ModelFileError(f"{path}: {cause}") from None
     if "classes" in contents:
-        network.classes = [name.decode("utf-8", "replace") for name in contents["classes"]]
+        try:
+            network.classes = [unpadded(name) for name in contents["classes"]]
+        except UnicodeDecodeError as cause:
+            raise ModelFileError(f"{path}: classes: {cause.object!r} is not UTF-8: the file is damaged") from None
     network.input_kind = architecture["input_kind"]
     shape = architecture["input_shape"]
     network.input_shape = None if shape is None else tuple(shape)
+    network.feature_names = architecture.get("feature_names")
     network.epochs = architecture["epochs"]
     return network
+
+
+def _of_numpy(value: Any) -> Any:
+    if isinstance(value, (np.number, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"a model file stores numbers and names, got {value!r}")
 
 
 def _name_of(loss: str | Loss) -> str:
@@ -163,6 +189,13 @@ def _architecture(path: str, text: bytes) -> dict[str, Any]:
             or math.prod(shape) != architecture["layer_sizes"][0]
         ):
             raise ValueError(f"input_shape {shape!r}")
+        names = architecture.get("feature_names")  # older files have none
+        if names is not None and (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or len(names) != architecture["layer_sizes"][0]
+        ):
+            raise ValueError(f"feature_names {names!r:.100}")
         if type(epochs) is not int or epochs < 0:
             raise ValueError(f"epochs {epochs!r}")
     except KeyError as cause:
@@ -215,6 +248,8 @@ def _stored(path: str, file: Any, name: str) -> Any:
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         raise ModelFileError(f"{path}: {name} is not a data set of this file")
     data = file[name]
+    if data.id.get_create_plist().get_nfilters():
+        raise ModelFileError(f"{path}: {name} is compressed, as dnn saves no model: undo it with h5repack -f NONE")
     if data.is_virtual or data.external is not None or data.id.get_storage_size() != data.nbytes:
         raise ModelFileError(f"{path}: {name} is not stored in full in this file")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from os import PathLike
@@ -11,10 +12,10 @@ import numpy as np
 
 from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
-from dnn.errors import check_number, check_whole
+from dnn.errors import check_number, check_rounded, check_whole
 from dnn.heads import HEADS
 from dnn.initializers import INITIALIZERS, initial_weights
-from dnn.losses import Loss, checked_loss
+from dnn.losses import LOSSES, Loss, checked_loss
 from dnn.parameters import Parameters
 from dnn.state import TrainingState
 
@@ -38,7 +39,7 @@ class Network:
     loss          what is minimised: None, the output's own; or one of dnn.losses, or an object with its two methods
 
     `parameters["W1"]` is the device's view; assigning to it copies. `epochs` counts those trained so far, `classes`
-    names the classes where a data file did.
+    names the classes where a data file did, `feature_names` the features where X was a table.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Network:
         self.loss_function = HEADS[output].loss if loss is None else checked_loss(loss)
         self.initializer = initializer
         self.seed = int(seed)
-        self.dtype = np.dtype(dtype)
+        self.dtype = np.dtype(dtype).newbyteorder("=")  # "float32" it is, whatever the order of its bytes
         self.input_scale = None if input_scale is None else float(input_scale)
         self.input_kind: str | None = None
         """What the automatic input_scale was taken for: 'bytes' or 'numbers'; None where the scale was given."""
         self.input_shape: tuple[int, ...] | None = None
         """The shape of one example, as first fitted."""
+        self.feature_names: list[str] | None = None
+        """The columns of the first table fitted, in their order."""
         self.classes: list[str] | None = None
         self.epochs = 0
         self.backend: Backend = get_backend(backend)
@@ -100,6 +103,23 @@ class Network:
             check_number("input_scale", input_scale)
             if not (math.isfinite(input_scale) and input_scale > 0):
                 raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
+            check_rounded("input_scale", float(input_scale), np.dtype(dtype))
+
+    def __copy__(self) -> Network:
+        return copy.deepcopy(self)  # two networks do not share weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        name = next((name for name, known in LOSSES.items() if known is self.loss), None)
+        return self.__dict__ | {"loss_name": name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = state.pop("loss_name")
+        self.__dict__.update(state)
+        # another process may not know a registered activation
+        self.check(self.layer_sizes, self.activation, self.output, self.initializer, self.seed, self.dtype, None)
+        if name in LOSSES:  # itself, which a model file can name, and not a copy
+            self.loss = LOSSES[name]
+        self.loss_function = HEADS[self.output].loss if self.loss is None else checked_loss(self.loss)
 
     # ------------------------------------------------------------------------------------- use
 
@@ -199,7 +219,8 @@ def _each_activation(layer_sizes: Any, activation: Any) -> list[Any]:
 
 
 def _check_sizes(layer_sizes: Any) -> None:
-    if not isinstance(layer_sizes, (Sequence, np.ndarray)) or isinstance(layer_sizes, str):
+    is_list = isinstance(layer_sizes, Sequence) and not isinstance(layer_sizes, str)
+    if not (is_list or (isinstance(layer_sizes, np.ndarray) and layer_sizes.ndim == 1)):
         raise TypeError(f"layer_sizes must be a list such as [784, 256, 10], got {layer_sizes!r}")
     if len(layer_sizes) < 2:
         raise ValueError(f"layer_sizes needs the inputs and at least one layer, got {list(layer_sizes)}")
@@ -208,3 +229,5 @@ def _check_sizes(layer_sizes: Any) -> None:
         check_whole(where, size)
         if size < 1:
             raise ValueError(f"{where} must be at least 1, got {size}")
+        if size >= 2**40:
+            raise ValueError(f"{where} must be below {2**40}, which no machine has memory for")

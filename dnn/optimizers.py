@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, ClassVar
+
+import numpy as np
 
 from dnn import functional
 from dnn.backends import Array
-from dnn.errors import check_number
+from dnn.errors import check_number, check_rounded
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,11 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            check_number(f"{type(self).__name__}: {setting.name}", getattr(self, setting.name))
+            value = getattr(self, setting.name)
+            check_number(f"{type(self).__name__}: {setting.name}", value)
+            # a fraction, or a scalar of NumPy, whose dtype would decide that of the update
+            number = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(self, setting.name, number)
         check_setting(self, "learning_rate", self.learning_rate >= 0, "at least 0")
 
     def update(self, xp: Any, theta: Array, grad: Array, learning_rate: Any, *state: Any) -> Any:
@@ -39,6 +46,14 @@ class Optimizer:
         Python's numbers do.
         """
         raise NotImplementedError
+
+    def check_in(self, dtype: np.dtype) -> None:
+        """ValueError where a setting is another number in the parameters' dtype, and the update another update."""
+        self._check_rounded(dtype, "learning_rate")
+
+    def _check_rounded(self, dtype: np.dtype, *names: str, below_one: bool = False) -> None:
+        for name in names:
+            check_rounded(f"{type(self).__name__}: {name}", getattr(self, name), dtype, below_one)
 
     def continues(self, other: Optimizer) -> bool:
         """Whether this is `other` but for its learning rate, and so can go on with its state."""
@@ -71,6 +86,10 @@ class Momentum(Optimizer):
         super().__post_init__()
         check_setting(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
 
+    def check_in(self, dtype: np.dtype) -> None:
+        self._check_rounded(dtype, "learning_rate")
+        self._check_rounded(dtype, "momentum", below_one=True)
+
     def update(self, xp: Any, theta: Array, grad: Array, learning_rate: Any, *state: Any) -> Any:
         (velocity,) = state
         return functional.momentum(xp, theta, grad, velocity, learning_rate, self.momentum)
@@ -95,6 +114,10 @@ class Adam(Optimizer):
         check_setting(self, "beta1", 0 <= self.beta1 < 1, "at least 0 and below 1")
         check_setting(self, "beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
         check_setting(self, "eps", self.eps > 0, "above 0")
+
+    def check_in(self, dtype: np.dtype) -> None:
+        self._check_rounded(dtype, "learning_rate", "eps")
+        self._check_rounded(dtype, "beta1", "beta2", below_one=True)
 
     def update(self, xp: Any, theta: Array, grad: Array, learning_rate: Any, *state: Any) -> Any:
         m, v, power1, power2 = state

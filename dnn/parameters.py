@@ -75,16 +75,18 @@ class Parameters(Mapping[str, Array]):
     def __setitem__(self, name: str, value: Array) -> None:
         if name not in self._views:
             raise KeyError(f"no parameter {name!r}: expected one of {', '.join(self._views)}")
-        view = self._views[name]
-        if tuple(np.shape(value)) != view.shape:
-            raise DataError(f"parameter {name}: expected shape {view.shape}, got {tuple(np.shape(value))}")
-        dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-        if dtype.kind not in "biuf":
-            raise DataError(f"parameter {name}: expected numbers, got {dtype}")
+        from dnn.data.sources import as_array, is_device_array, read
+
+        view, what = self._views[name], f"parameter {name}"
+        value = as_array(what, value)
+        if tuple(value.shape) != view.shape:
+            raise DataError(f"{what}: expected shape {view.shape}, got {tuple(value.shape)}")
+        if not is_device_array(value):
+            value = read(what, value, ...)
         with np.errstate(over="ignore"):
             converted = self.backend.asarray(value, self.dtype)
         if not bool(self.backend.xp.isfinite(converted).all()):
-            raise DataError(f"parameter {name}: expected numbers that are finite in {self.dtype}, got inf or nan")
+            raise DataError(f"{what}: expected numbers that are finite in {self.dtype}, got inf or nan")
         view[...] = converted
 
     def __iter__(self) -> Iterator[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dnn.backends import Array, Backend
+from dnn.backends.plan import Buffer, Plan
+from dnn.backends.plan.stepwise import temporary_bytes
 from dnn.optimizers import Optimizer
 from dnn.parameters import Parameters
 from dnn.precision import INITIAL_LOSS_SCALE, compute_dtype
@@ -64,6 +67,13 @@ class TrainingState:
                 self.arrays[name] = _filled(self._backend, shape, dtype, start)
         self.refresh(parameters)
 
+    def reset(self, parameters: Parameters) -> None:
+        """Begin anew: every array and number as a new state has it."""
+        for name, (_, _, start) in self.layout(self.optimizer, parameters, self.precision).items():
+            if name != "learning_rate":
+                self.arrays[name].fill(start)
+        self.refresh(parameters)
+
     def refresh(self, parameters: Parameters) -> None:
         """Take over what theta is now."""
         if "weights" in self.arrays:
@@ -88,6 +98,60 @@ class TrainingState:
         for name, host in state["arrays"].items():
             self.arrays[name] = _filled(self._backend, host.shape, host.dtype, 0)
             self.arrays[name][...] = self._backend.asarray(host)
+
+
+class Snapshot:
+    """A copy, on the device, of all that a training changes: what to go back to when it diverges."""
+
+    def __init__(self, parameters: Parameters, state: TrainingState) -> None:
+        self._parameters, self._state = parameters, state
+        backend = parameters.backend
+        self._arrays = self.of(parameters.flat, state.arrays)
+        self._copies = {name: backend.empty(array.shape, array.dtype) for name, array in self._arrays.items()}
+        plan, self._finite = self._plan(state.optimizer, self._arrays)
+        self._check = backend.run_stepwise(plan)
+
+    @staticmethod
+    def of(theta: Array, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """What is copied: not the learning rate, which a training sets, nor the weights, which are made from theta."""
+        return {"theta": theta, **{name: arrays[name] for name in arrays if name not in ("learning_rate", "weights")}}
+
+    @staticmethod
+    def _plan(optimizer: Optimizer, arrays: Mapping[str, Array]) -> tuple[Plan, Buffer]:
+        """Whether all of them are finite; a number that an optimizer begins with as infinite may be."""
+        plan = Plan()
+        names = ["theta", *optimizer.arrays, *(n for n, start in optimizer.scalars.items() if math.isfinite(start))]
+        finite = plan.buffer("finite", 1, np.bool_)
+        plan.call(_all_finite, *(plan.array(name, arrays[name]) for name in names), into=finite)
+        return plan, finite
+
+    @classmethod
+    def nbytes(cls, optimizer: Optimizer, theta: Array, arrays: Mapping[str, Array], backend: Backend) -> int:
+        """What a snapshot allocates on the device."""
+        copied = cls.of(theta, arrays)
+        plan, _ = cls._plan(optimizer, copied)
+        return sum(array.nbytes for array in copied.values()) + temporary_bytes(plan, backend)
+
+    def is_finite(self) -> bool:
+        """Whether all of it is finite now, after waiting for what computes it."""
+        self._check()
+        return bool(self._parameters.backend.to_numpy(self._finite.array)[0])
+
+    def take(self) -> None:
+        for name, copy in self._copies.items():
+            copy[...] = self._arrays[name]
+
+    def restore(self) -> None:
+        for name, copy in self._copies.items():
+            self._arrays[name][...] = copy
+        self._state.refresh(self._parameters)
+
+
+def _all_finite(xp: Any, *arrays: Array) -> Array:
+    found = xp.min(xp.isfinite(arrays[0]))
+    for array in arrays[1:]:
+        found = xp.logical_and(found, xp.min(xp.isfinite(array)))
+    return found.reshape(1)
 
 
 def _filled(backend: Backend, shape: tuple[int, ...], dtype: Any, value: float) -> Array:

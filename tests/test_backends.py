@@ -134,7 +134,7 @@ def test_cupy_without_its_wheel_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "the cupy wheel is not installed: pip install 'dnn[cuda13]'" in last and "cuda12" in last
+    assert "the cupy wheel is not installed: pip install 'cupy-cuda13x[ctk]" in last and "'cupy-cuda12x[ctk]" in last
 
 
 def test_cupy_without_cudas_libraries_says_what_to_install(monkeypatch):
@@ -149,7 +149,7 @@ def test_cupy_without_cudas_libraries_says_what_to_install(monkeypatch):
         raise RuntimeError('Failure finding "libcublas.so": No such file\nin any of these places')
 
     monkeypatch.setattr(cupy_backend, "load", missing)
-    expected = r"\(NVRTC, cuBLAS\) are not usable \(Failure finding \"libcublas.so\": No such file\): pip install 'dnn"
+    expected = r"are not usable \(Failure finding \"libcublas.so\": No such file\): pip install 'cupy-cuda13x"
     with pytest.raises(BackendUnavailableError, match=expected):
         cupy_backend._usable_cupy()
     monkeypatch.setattr(cupy_backend, "load", lambda: None)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -132,7 +133,9 @@ def test_train_writes_a_model_and_its_history_and_prints_the_measures(run: Run):
     assert where == "model: runs/data/model.h5"
     device, shape, *progress = ran.err.splitlines()
     assert device.startswith("backend numpy, CPU (") and device.endswith(", float32")
+    shape, guess = shape.split(" (guessed: ")
     assert shape == "30 examples, layers 4-64-1, sigmoid output"
+    assert guess == "the labels are 2 classes; --output linear for real values)"
     assert [line.split(":")[0] for line in progress] == ["epoch 1/4", "epoch 4/4"]
 
 
@@ -272,12 +275,64 @@ def test_other_names_are_given_by_x_and_y(run: Run):
     assert len(run("predict", summary["model"], named, "--x", "images").rows()) == 31
 
 
-def test_whole_floats_are_classes_if_the_classes_have_names(run: Run):
-    labels = np.arange(30) % 3
-    named = write("named.h5", train_set_x=X[:30], train_set_y=labels.astype(float), list_classes=[b"a", b"b", b"c"])
-    assert run("train", named, "--json", "--epochs", 1).summary()["settings"]["output"] == "softmax"
-    values = write("values.h5", train_set_x=X[:30], train_set_y=labels.astype(float))
-    assert run("train", values, "--json", "--epochs", 1).summary()["settings"]["output"] == "linear"
+AGES = np.random.default_rng(1).integers(0, 90, 30)
+GUESSES = {
+    "whole floats": (THREE.astype(float), "softmax", "3 classes; --output linear"),
+    "two whole floats": (TWO.astype(float), "sigmoid", "2 classes; --output linear"),
+    "floats of ratings": (THREE + 1.0, "linear", "real values; --output softmax"),
+    "floats of ages": (np.resize(AGES, 40).astype(float), "linear", "real values; --output softmax"),
+    "floats below 0": (THREE - 1.0, "linear", "real values; --output softmax"),
+    "values": (VALUES, "linear", "real values; --output softmax"),
+    "shares": (np.abs(VALUES) / 100, "linear", "real values; --output sigmoid for probabilities"),
+    "columns of values": (np.column_stack([VALUES, VALUES]), "linear", "real values; --output softmax"),
+    "one-hot": (np.eye(3)[THREE], "softmax", "3 classes, one-hot; --output sigmoid"),
+    "several labels": (MANY, "sigmoid", "3 yes or no each; --output linear"),
+    "twenty classes, two examples each": (np.arange(40) % 20, "softmax", "20 classes; --output linear"),
+}
+
+
+@pytest.mark.parametrize("labels", GUESSES)
+def test_a_guess_is_printed_with_the_flag_that_decides(labels, run: Run):
+    given, output, words = GUESSES[labels]
+    data = write("data.h5", train_set_x=X, train_set_y=given)
+    ran = run("train", data, "--epochs", 1)
+    line = ran.err.splitlines()[1]
+    assert ran.code == 0 and f"{output} output (guessed: the labels are {words}" in line
+    ran = run("train", data, "--epochs", 1, "--force", "--output", output)
+    assert ran.code == 0 and "guessed" not in ran.err
+
+
+@pytest.mark.parametrize("kind", ["float64", "int64"])
+def test_with_names_classes_are_no_guess(kind, run: Run):
+    labels, names = (np.arange(30) % 3).astype(kind), [b"a", b"b", b"c", b"never seen", b"nor this"]
+    ran = run("train", write("named.h5", train_set_x=X[:30], train_set_y=labels, list_classes=names), "--epochs", 1)
+    assert "30 examples, layers 4-64-5, softmax output\n" in ran.err
+
+
+def test_that_bytes_are_pixels_is_a_guess_too(run: Run):
+    data = two_parts(train_set_x=np.ones((30, 4), np.uint8), test_set_x=np.ones((10, 4), np.uint8))
+    assert "scaled by 1/255; --input-scale 1 for numbers" in run("train", data, "--epochs", 1).err
+    flags = ["--input-scale", 1, "--output", "sigmoid", "--force"]
+    assert "guessed" not in run("train", data, "--epochs", 1, *flags).err
+
+
+NO_CLASSES = {
+    "ratings": (THREE + 1, "labels 1 to 3", "there is no 0"),
+    "even numbers": (THREE * 2, "labels 0 to 4", "there is no 1"),
+    "one class of two": (TWO * 0 + 1, "labels 1 to 1", "there is no 0"),
+    "ages": (np.resize(AGES, 40), "do not look like class numbers", "there is no"),
+    "row numbers": (np.arange(40), "labels 0 to 39", "40 different ones, fewer than 5 examples of each"),
+}
+
+
+@pytest.mark.parametrize("labels", NO_CLASSES)
+def test_whole_numbers_that_are_unlikely_to_be_classes_are_refused_unless_the_output_is_asked_for(labels, run: Run):
+    given, *words = NO_CLASSES[labels]
+    data = write("data.h5", train_set_x=X, train_set_y=given)
+    ran = run("train", data, "--epochs", 1, "--quiet")
+    one_complaint(ran, 3, "data.h5", *words, "--output linear for values", f"softmax for {given.max() + 1}")
+    for output in ("linear", "softmax"):
+        assert run("train", data, "--epochs", 1, "--output", output, "--force").code == 0
 
 
 def test_the_same_seed_trains_the_same_network(run: Run):
@@ -298,6 +353,109 @@ def test_an_existing_model_is_refused_before_training(run: Run, monkeypatch):
     assert contents() == before
     assert run("train", "data.h5", "--out", "trained", "--force", "--seed", 5).code == 0
     assert dnn.load(path).seed == 5 and contents().keys() == before.keys()
+
+
+def test_of_two_trainings_into_one_folder_the_second_to_end_is_refused_and_kept_beside_the_first(run: Run):
+    two_parts()
+    runs = [child("train", "data.h5", "--seed", seed, "--epochs", 3, "--quiet", "--json") for seed in (1, 2)]
+    ended = [(process.communicate(timeout=60), process.returncode) for process in runs]
+    assert sorted(code for _, code in ended) == [0, 7]
+    for seed, ((out, err), code) in zip((1, 2), ended, strict=True):
+        if code == 0:
+            kept = seed
+            assert dnn.load(json.loads(out)["model"]).seed == seed
+        else:
+            one_complaint(Ran(code, out, err), 7, "already exists")
+    folder = sorted(os.listdir("runs/data"))
+    if "another program wrote it meanwhile" in "".join(err for (_, err), _ in ended):
+        assert folder == ["history-2.csv", "history.csv", "model-2.h5", "model.h5"]
+        assert dnn.load("runs/data/model-2.h5").seed == 3 - kept
+    else:  # the one had ended before the other looked
+        assert folder == ["history.csv", "model.h5"]
+
+
+@pytest.mark.parametrize("taken", ["model.h5", "history.csv"])
+def test_a_file_that_appears_during_the_training_is_kept_and_so_are_the_results(taken, run: Run, monkeypatch):
+    fit = dnn.Network.fit
+
+    def meanwhile(*data: Any, **settings: Any) -> dnn.History:
+        Path("out").mkdir()
+        Path("out", taken).write_text("the other's")
+        Path("elsewhere").mkdir()
+        os.chdir("elsewhere")  # a relative path is that of the start
+        return fit(*data, **settings)
+
+    monkeypatch.setattr(dnn.Network, "fit", meanwhile)
+    folder = Path.cwd()
+    data = two_parts()
+    ran = run("train", data, "--out", "out", "--quiet")
+    one_complaint(ran, 7, f"out/{taken}: already exists", "results of this run", "out/model-2.h5")
+    os.chdir(folder)
+    assert sorted(os.listdir("out")) == sorted([taken, "history-2.csv", "model-2.h5"]) and not os.listdir("elsewhere")
+    assert Path("out", taken).read_text() == "the other's" and dnn.load("out/model-2.h5").epochs == 20
+
+
+def test_predictions_of_a_name_that_is_taken_meanwhile_are_kept_too(run: Run, monkeypatch):
+    path, predict = model(run), dnn.Network.predict_proba
+
+    def meanwhile(*data: Any) -> np.ndarray:
+        Path("p.csv").write_text("the other's")
+        return predict(*data)
+
+    monkeypatch.setattr(dnn.Network, "predict_proba", meanwhile)
+    one_complaint(run("predict", path, "data.h5", "--out", "p.csv", "--quiet"), 7, "p.csv: already exists", "p-2.csv")
+    assert Path("p.csv").read_text() == "the other's" and Path("p-2.csv").read_text().startswith("index,class")
+
+
+@pytest.mark.parametrize("out", ["x.npy", "./x.npy", "trained/model.h5", "trained/../x.npy"])
+def test_a_file_that_the_command_reads_is_not_replaced_even_with_force(out, run: Run):
+    path = model(run)
+    np.save("x.npy", X)
+    before = contents()
+    one_complaint(run("predict", path, "x.npy", "--out", out, "--force", "--quiet"), 7, out, "would be lost")
+    os.rename("data.h5", "trained/history.csv")
+    one_complaint(run("train", "trained/history.csv", "--out", "trained", "--force", "--quiet"), 7, "would be lost")
+    os.rename("trained/history.csv", "data.h5")
+    assert contents() == {name: content for name, content in before.items() if name != "trained/history.csv"}
+
+
+def test_a_tilde_is_the_home_folder_where_no_shell_has_replaced_it(run: Run, monkeypatch):
+    Path("home").mkdir()
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    two_parts("home/data.h5")
+    assert run("train", "~/data.h5", "--test=~/data.h5", "--out=~/out", "--epochs", 1, "--quiet").code == 0
+    assert run("predict", "~/out/model.h5", "~/data.h5", "--out=~/p.csv").code == 0
+    assert run("evaluate", "~/out/model.h5", "~/data.h5").code == 0
+    dnn.Network([4, 1]).save("~/m.h5")
+    assert dnn.load("~/m.h5").layer_sizes == (4, 1)
+    assert sorted(os.listdir("home")) == ["data.h5", "m.h5", "out", "p.csv"] and os.listdir() == ["home"]
+
+
+def test_a_minus_is_standard_output_and_a_slash_at_the_end_a_folder(run: Run):
+    path = model(run)
+    expected = run("predict", path, "data.h5").out
+    assert run("predict", path, "data.h5", "--out", "-").out == expected
+    Path("p.csv").write_text("mine")
+    one_complaint(run("predict", path, "data.h5", "--out", "p.csv/", "--quiet"), 7, "p.csv/: is a folder: name a file")
+    assert run("train", "data.h5", "--out", "new/", "--quiet").code == 0 and Path("new/model.h5").is_file()
+    one_complaint(run("train", "data.h5", "--out", "", "--quiet"), 7, "--out", "empty")
+    assert Path("p.csv").read_text() == "mine" and not Path("-").exists()
+
+
+def test_names_that_are_not_utf_8_are_names(run: Run):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        os.mkdir(name)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    two_parts(f"{name}/data.h5")
+    ran = run_child("train", f"{name}/data.h5", "--out", name, "--epochs", 1)
+    assert ran.code == 0 and "model: caf\\udce9/model.h5" in ran.out, ran
+    ran = run_child("predict", f"{name}/model.h5", f"{name}/data.h5", "--out", f"{name}/p.csv", "--quiet")
+    assert (ran.code, ran.err) == (0, "") and len(os.listdir(name)) == 4
+    ran = run_child("train", f"{name}/data.h5", "--out", name, "--quiet")
+    one_complaint(ran, 7, "caf\\udce9/model.h5: already exists")
+    assert dnn.load(os.fsencode(f"{name}/model.h5")).epochs == 1
 
 
 # -------------------------------------------------------------------------------- evaluate and predict
@@ -425,6 +583,57 @@ def test_the_backend_comes_from_the_flag_else_the_environment(run: Run, monkeypa
     assert summary["settings"]["backend"] == "standin"
 
 
+# ---------------------------------------------------------------------------------------- class names
+
+ORDERS = {
+    "two": (TWO, [b"cat", b"dog"], 1 - TWO, [b"dog", b"cat"]),
+    "three": (THREE, [b"a", b"b", b"c"], (THREE + 1) % 3, [b"c", b"a", b"b"]),
+    "one-hot": (np.eye(3)[THREE], [b"a", b"b", b"c"], np.eye(3)[(THREE + 1) % 3], [b"c", b"a", b"b"]),
+    "more names than the model's": (TWO, [b"cat", b"dog"], TWO + 1, [b"emu", b"cat", b"dog"]),
+    "fewer names": (THREE % 2, [b"a", b"b", b"c"], 1 - THREE % 2, [b"b", b"a"]),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_classes_in_another_order_are_matched_by_name(case, run: Run):
+    labels, names, other_labels, other_names = ORDERS[case]
+    train = write("train.h5", train_set_x=X, train_set_y=labels, list_classes=names)
+    same = write("same.h5", test_set_x=X, test_set_y=labels, list_classes=names)
+    other = write("other.h5", test_set_x=X, test_set_y=other_labels, list_classes=other_names)
+    summary = run("train", train, "--test", same, "--json", "--epochs", 5).summary()
+    assert run("train", train, "--test", other, "--json", "--epochs", 5, "--force").summary()["test"] == summary["test"]
+    measured = run("evaluate", summary["model"], other, "--json").summary()
+    assert {name: measured[name] for name in ("loss", "accuracy")} == summary["test"]
+
+
+@pytest.mark.parametrize("names", [[b"car", b"bus"], [b"cat", b"emu"], [b"Cat", b"Dog"]])
+def test_data_of_other_classes_is_refused_by_every_command(names, run: Run):
+    path = model(run, two_parts(list_classes=[b"cat", b"dog"]))
+    other = write("other.h5", test_set_x=X, test_set_y=TWO, list_classes=names)
+    words = ("classes, cat, dog;", f"got {b', '.join(names).decode()}:")
+    before = contents()
+    one_complaint(run("evaluate", path, other, "--quiet"), 3, *words)
+    one_complaint(run("predict", path, other, "--quiet", "--out", "p.csv"), 3, "other.h5", *words)
+    one_complaint(run("train", "data.h5", "--test", other, "--quiet", "--out", "new"), 3, "Y_test", *words)
+    assert contents() == before
+
+
+def test_predictions_are_numbered_as_in_the_model_which_is_said_where_the_data_differs(run: Run):
+    path = model(run, two_parts(list_classes=[b"cat", b"dog"]))
+    other = write("other.h5", test_set_x=X[30:], list_classes=[b"dog", b"cat"])
+    ran = run("predict", path, other)
+    assert ran.rows() == run("predict", path, "data.h5").rows()
+    assert ran.err.splitlines()[1:] == ["classes are numbered as in the model: cat, dog"]
+    assert run("predict", path, write("none.h5", test_set_x=X[30:])).rows() == ran.rows()
+
+
+def test_images_with_their_axes_in_another_order_are_refused(run: Run):
+    path = model(run, two_parts(train_set_x=np.ones((30, 2, 3, 4)), test_set_x=np.ones((10, 2, 3, 4))))
+    other = write("other.h5", test_set_x=np.ones((10, 4, 2, 3)), test_set_y=TWO[30:])
+    for command in ("evaluate", "predict"):
+        one_complaint(run(command, path, other, "--quiet"), 3, "(2, 3, 4)", "(4, 2, 3)", "transpose X")
+
+
 # ---------------------------------------------------------------------------------------- wrong usage
 
 
@@ -435,7 +644,8 @@ def test_the_backend_comes_from_the_flag_else_the_environment(run: Run, monkeypa
         (["fly"], ["'fly'", "train", "evaluate", "predict"]),
         (["train"], ["TRAIN.h5"]),
         (["evaluate", "m.h5"], ["DATA.h5"]),
-        (["train", "data.h5", "--fast"], ["--fast"]),
+        (["train", "data.h5", "--fast"], ["no flag --fast (see dnn train --help)"]),
+        (["train", "data.h5", "more.h5"], ["unrecognized arguments: more.h5"]),
         (["train", "data.h5", "--wrong\nline"], ["--wrong\\nline"]),
         (["train", "data.h5", "--hidden", "0"], ["--hidden", "at least 1", "'0'"]),
         (["train", "data.h5", "--hidden", "20,-7"], ["--hidden", "at least 1"]),
@@ -454,7 +664,7 @@ def test_the_backend_comes_from_the_flag_else_the_environment(run: Run, monkeypa
         (["train", "data.h5", "--seed", "-1"], ["seed", "-1"]),
         (["train", "data.h5", "--validation-split", "1"], ["validation_split", "below 1", "1.0"]),
         (["train", "data.h5", "--input-scale", "0"], ["input_scale", "above 0", "0.0"]),
-        (["train", "data.h5", "--y", "train_set_y"], ["y names the labels", "give x too"]),
+        (["train", "data.h5", "--y", "train_set_y"], ["--y names the labels", "give --x too"]),
         (["predict", "m.h5", "data.h5", "--split", "half"], ["--split", "'half'"]),
     ],
 )
@@ -464,6 +674,66 @@ def test_wrong_usage_is_reported_in_one_line_and_writes_nothing(arguments, words
     quiet = ["--quiet"] if arguments and arguments[0] == "train" else []
     one_complaint(run(*arguments, *quiet), 2, *words)
     assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--lr=0.1", "--learning-rate"),
+        ("-lr", "--learning-rate"),
+        ("--learning_rate", "--learning-rate"),
+        ("--LearningRate", "--learning-rate"),
+        ("--learnig-rate", "--learning-rate"),
+        ("--batchsize", "--batch-size"),
+        ("--batch_size=32", "--batch-size"),
+        ("-b", None),
+        ("--n-epochs", "--epochs"),
+        ("--max_iter", "--epochs"),
+        ("--optimiser", "--optimizer"),
+        ("--solver", "--optimizer"),
+        ("--hidden-units", "--hidden"),
+        ("--hidden_layer_sizes", "--hidden"),
+        ("--device", "--backend"),
+        ("--gpu", "--backend"),
+        ("--random-state", "--seed"),
+        ("--validation-fraction", "--validation-split"),
+        ("--n_jobs", "--threads"),
+        ("-o", "--out"),
+        ("--output-dir", "--out"),
+        ("--overwrite", "--force"),
+        ("--dropout", None),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(given, meant, run: Run):
+    hint = f": did you mean {meant}?" if meant else ""
+    expected = f"dnn train: no flag {given.split('=')[0]}{hint} (see dnn train --help)\n"
+    assert run("train", "data.h5", given, *["0.1"] * ("=" not in given)) == (2, "", expected)
+
+
+def test_each_command_answers_with_its_own_flags_only(run: Run):
+    one_complaint(run("predict", "m.h5", "x.npy", "--device", "cuda"), 2, "dnn predict", "did you mean --backend?")
+    one_complaint(run("evaluate", "m.h5", "x.h5", "--labels=y"), 2, "dnn evaluate", "did you mean --y?")
+    ran = run("predict", "m.h5", "x.npy", "--lr", "0.1")
+    one_complaint(ran, 2, "no flag --lr (see dnn predict --help)")
+    ran = run("doctor", "--device", "cuda")
+    one_complaint(ran, 2, "dnn doctor", "did you mean --backend?")
+
+
+def test_where_python_names_an_argument_the_command_line_names_its_flag(run: Run):
+    path = model(run)
+    data = write("other.h5", images=X, marks=TWO)
+    words = "the file has images, marks; name the examples with --x"
+    one_complaint(run("train", data, "--quiet"), 3, f"{words}, their labels with --y\n")
+    one_complaint(run("evaluate", path, data, "--quiet"), 3, f"{words}, their labels with --y\n")
+    one_complaint(run("predict", path, data, "--quiet"), 3, f"{words}\n")  # it has no --y
+    one_complaint(run("train", data, "--x", "images", "--quiet"), 3, "name the labels of images too, with --y:")
+    with pytest.raises(dnn.errors.DataError, match=r"name the examples with x=, their labels with y=$"):
+        dnn.open_dataset(data)
+    # names in a path or a file are left alone
+    Path("seed=1").mkdir()
+    ran = run("train", "seed=1/x=.h5", "--quiet")
+    assert ran.err == "dnn: seed=1/x=.h5: no such file\n"
 
 
 def test_hidden_none_is_a_network_of_one_layer(run: Run):
@@ -576,7 +846,7 @@ NO_FILES = {
 NO_DATA = {
     "no X": (
         of(train_set_x=None, test_set_x=None),
-        ["no data set train_set_x", "the file has test_set_y, train_set_y", "x and y"],
+        ["no data set train_set_x", "the file has test_set_y, train_set_y", "with --x, their labels with --y\n"],
     ),
     "no train part": (of(train_set_x=None), ["no train part", "train_set_x"]),
     "no labels": (of(train_set_y=None), ["'train_set_y'", "the file has test_set_x, test_set_y, train_set_x"]),
@@ -594,8 +864,14 @@ NO_DATA = {
     "text as numbers": (of(train_set_x=np.array([[b"1", b"2"]] * 30)), ["train_set_x", "expected numbers", "S1"]),
     "text as labels": (of(train_set_y=np.array([b"cat"] * 30)), ["train_set_y", "expected numbers", "S3"]),
     "a group": (group, ["'train_set_x' is a group", "train_set_x/all"]),
-    "lying labels": (of(train_set_y=TWO[None, :30]), ["(1, 30)", "transpose it"]),
-    "lying classes": (of(train_set_y=THREE[None, :30]), ["(1, 30)", "transpose it"]),
+    "lying labels": (of(train_set_y=TWO[None, :30]), ["train_set_y", "(1, 30)", "store it transposed, as (30,)"]),
+    "lying classes": (of(train_set_y=THREE[None, :30]), ["train_set_y", "(1, 30)", "store it transposed"]),
+    "lying one-hot labels": (of(train_set_y=np.eye(3)[THREE[:30]].T), ["(3, 30)", "store it transposed, as (30, 3)"]),
+    "lying examples": (of(train_set_x=X[:30].T), ["train_set_x", "(4, 30) for 30 labels", "store it transposed"]),
+    "all lying": (
+        of(train_set_x=X[:30].T, train_set_y=TWO[None, :30]),
+        ["train_set_x", "(4, 30)", "store it transposed, and train_set_y too"],
+    ),
     "a cube of labels": (of(train_set_y=TWO[:30, None, None]), ["Y", "(30, 1, 1)"]),
     "a negative class": (of(train_set_y=TWO[:30] * 2 - 1), ["class numbers from 0 up", "got -1", "--output linear"]),
     "one class": (of(train_set_y=TWO[:30] * 0), ["all labels are 0", "at least two classes"]),
@@ -625,8 +901,12 @@ NO_DATA = {
     "test features": (of(test_set_x=X[30:, :3]), ["layer 1", "X_test", "(10, 3)", "(64, 4)", "give 4 features"]),
     "test labels": (of(test_set_y=THREE[30:]), ["Y_test", "labels 0 and 1", "got 2"]),
     "test unlabelled": (of(test_set_y=None), ["'test_set_y'", "the file has"]),
-    "test lying labels": (of(test_set_y=TWO[None, 30:]), ["Y_test", "(1, 10)", "transpose it"]),
+    "test lying labels": (of(test_set_y=TWO[None, 30:]), ["test_set_y", "(1, 10)", "store it transposed, as (10,)"]),
     "test bytes": (of(test_set_x=X[30:].astype(bool).astype("u1")), ["X_test is uint8", "X is float32", "alike"]),
+    "test images": (
+        of(train_set_x=np.ones((30, 2, 3, 4)), test_set_x=np.ones((10, 4, 2, 3))),
+        ["X_test", "(2, 3, 4)", "(4, 2, 3)", "transpose"],
+    ),
     "test damage": (late_damage("test_set_x"), ["X_test", "damaged"]),
 }
 
@@ -829,7 +1109,7 @@ def test_evaluate_reports_a_non_finite_loss_as_an_error(run: Run):
     network.parameters["W1"] = np.full((1, 4), 3e38)
     network.save("model.h5")
     data = write("data.h5", test_set_x=X, test_set_y=VALUES)
-    one_complaint(run("evaluate", "model.h5", data, "--json", "--quiet"), 6, "the loss on test")
+    one_complaint(run("evaluate", "model.h5", data, "--json", "--quiet"), 6, "the loss is", "the weights 3e+38")
 
 
 @pytest.mark.parametrize(
@@ -964,9 +1244,12 @@ def test_a_full_stdout_is_reported_once(unbuffered, run: Run):
             one_complaint(ran, 7, "standard output", "No space left")
 
 
-def test_version_on_a_full_stdout_is_reported_once():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predict", "--help"]])
+def test_help_and_version_on_a_full_stdout_are_reported_once(arguments, unbuffered):
     with open("/dev/full", "w") as full:
-        one_complaint(run_child("--version", stdout=full), 7, "standard output", "No space left")
+        ran = run_child(*arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
+    one_complaint(ran, 7, "standard output", "No space left")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -981,14 +1264,49 @@ def test_stdout_that_fills_up_midway_is_an_error(unbuffered, run: Run):
     one_complaint(ran, 7, "standard output", "File too large")
 
 
-def test_a_closed_pipe_is_reported_in_one_line(run: Run):
+def in_a_pipe(command: str, reader: str, **environment: str) -> Ran:
+    """Run `dnn COMMAND | READER`; the status is that of dnn."""
+    dnn = f"{shlex.quote(sys.executable)} -m dnn"
+    done = subprocess.run(
+        ["bash", "-c", f"{dnn} {command} | {reader}; exit ${{PIPESTATUS[0]}}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_gets_its_lines_and_there_is_no_complaint(unbuffered, run: Run):
     path = model(run)
     np.save("x.npy", np.tile(X, (500, 1)))
-    with child("predict", path, "x.npy", "--quiet") as process:
-        assert process.stdout.readline() == "index,class,name,probability\n"
-        process.stdout.close()
-        err = process.stderr.read()
-    one_complaint(Ran(process.returncode, "", err), 7, "standard output", "Broken pipe")
+    ran = in_a_pipe(f"predict {path} x.npy --quiet", "head -1", PYTHONUNBUFFERED=unbuffered)
+    assert ran == (141, "index,class,name,probability\n", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "train --help", "--version", "train data.h5 --json --quiet", "evaluate m.h5 data.h5 --quiet", "doctor"],
+)
+def test_no_command_complains_of_a_reader_that_has_left(command, run: Run):
+    two_parts()
+    dnn.Network([4, 1]).save("m.h5")
+    assert in_a_pipe(command, "true")[1:] == ("", "")  # it may also have been read before: then the status is 0
+    assert in_a_pipe(f"{command} 2>&1", "true", PYTHONUNBUFFERED="1")[1:] == ("", "")
+    if command.startswith("train data"):
+        assert dnn.load("runs/data/model.h5").epochs == 20
+
+
+def test_an_error_that_nobody_reads_keeps_its_status():
+    for command, status in (("evaluate missing.h5 x.h5", 4), ("train missing.h5", 3), ("train --nope", 2)):
+        for unbuffered in ("", "1"):
+            assert in_a_pipe(f"{command} 2>&1", "true", PYTHONUNBUFFERED=unbuffered) == (status, "", "")
+
+
+def test_a_training_survives_the_reader_of_its_messages():
+    two_parts()
+    ran = in_a_pipe("train data.h5 --epochs 3 2>&1 >out.txt", "true")
+    assert ran == (0, "", "") and Path("out.txt").read_text().startswith("train: loss")
 
 
 def test_closed_streams_do_not_crash_and_messages_never_go_to_stdout(run: Run):

@@ -316,14 +316,243 @@ def test_shape_errors_name_the_array_both_shapes_and_the_fix():
     with pytest.raises(DataError, match=r"b: expected shape \(4, 1\).*got \(4,\).*reshape"):
         course.linear_forward(X, parameters["W1"], parameters["b1"].ravel())
     AL, caches = course.L_model_forward(X, parameters)
-    with pytest.raises(DataError, match=r"AL has shape \(1, 7\), Y \(7, 1\)"):
+    with pytest.raises(DataError, match=r"Y: expected shape \(1, 7\) or \(7,\).*each column of AL, got \(7, 1\)"):
         course.compute_cost(AL, Y.T)
-    with pytest.raises(DataError, match=r"expected as many labels"):
+    with pytest.raises(DataError, match=r"Y: expected shape \(1, 7\) or \(7,\).*each column of AL, got \(1, 3\)"):
         course.L_model_backward(AL, Y[:, :3], caches)
     with pytest.raises(ValueError, match="sigmoid, relu, got 'tanh'"):
         course.linear_activation_forward(X, parameters["W1"], parameters["b1"], "tanh")
     with pytest.raises(DataError, match="expected W1, b1"):
         course.L_model_forward(X, {"W1": parameters["W1"]})
+
+
+# ---------------------------------------------------------------------- what people have in their notebooks
+
+
+def with_labels(X, Y, AL, caches, parameters):
+    """Every function that takes labels, by name: called with these."""
+    return {
+        "compute_cost": lambda: course.compute_cost(AL, Y),
+        "L_model_backward": lambda: course.L_model_backward(AL, Y, caches),
+        "predict": lambda: course.predict(X, Y, parameters),
+        "L_layer_model": lambda: course.L_layer_model(X, Y, [X.shape[0], 4, 1], num_iterations=3),
+        "two_layer_model": lambda: course.two_layer_model(X, Y, [X.shape[0], 4, 1], num_iterations=3),
+    }
+
+
+TAKE_LABELS = list(with_labels(*[None] * 5))
+
+
+def leaves(found, backend: Backend) -> list[np.ndarray]:
+    """All numbers of a result, in order."""
+    if isinstance(found, dict):
+        return [leaf for name in sorted(found) for leaf in leaves(found[name], backend)]
+    if isinstance(found, (tuple, list)):
+        return [leaf for part in found for leaf in leaves(part, backend)]
+    return [np.asarray(found if isinstance(found, float) else backend.to_numpy(found))]
+
+
+def assert_equal(found, expected, backend: Backend) -> None:
+    for one, other in zip(leaves(found, backend), leaves(expected, backend), strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [np.ravel, lambda Y: Y.ravel().tolist(), np.ndarray.tolist, lambda Y: tuple(map(bool, Y.ravel())), np.float32],
+    ids=["flat", "list", "list of lists", "tuple of bools", "float32"],
+)
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_labels_are_taken_in_the_same_forms_by_all_functions(name, form, backend: Backend):
+    X, Y, parameters = small_problem(backend)
+    AL, caches = course.L_model_forward(X, parameters)
+    given = form(backend.to_numpy(Y))
+    given = backend.asarray(given) if isinstance(given, np.ndarray) else given
+    with use_backend(backend.name):
+        found = with_labels(X, given, AL, caches, parameters)[name]()
+    assert_equal(found, with_labels(X, Y, AL, caches, parameters)[name](), backend)
+
+
+@pytest.mark.parametrize("given", [1, 1.0, True, [1], (1,), [[1]], np.int64(1), np.array(1), np.array([1])], ids=repr)
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_one_label_of_ones_own_picture(name, given, backend: Backend, capsys):
+    """my_label_y = [1], as a cell of the next assignment has it."""
+    X, Y, parameters = small_problem(backend, m=1)
+    AL, caches = course.L_model_forward(X, parameters)
+    Y[...] = 1
+    if isinstance(given, np.ndarray):
+        given = backend.asarray(given)
+    found = with_labels(X, given, AL, caches, parameters)[name]()
+    assert_equal(found, with_labels(X, Y, AL, caches, parameters)[name](), backend)
+
+
+@pytest.mark.parametrize(
+    ("labels", "value"),
+    [
+        (lambda Y: Y * 255, "255"),
+        (lambda Y: Y + 1, "2"),
+        (lambda Y: 2 * Y - 1, "-1"),
+        (lambda Y: np.where(Y == 1, np.nan, Y), "nan"),
+        (lambda Y: np.where(Y == 1, np.inf, 0.5), "inf"),
+        (lambda Y: Y + 1e-6, "1"),
+    ],
+    ids=["0/255", "1/2", "-1/1", "nan", "inf", "above 1"],
+)
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_labels_that_are_none_are_refused_by_all_functions_in_the_same_words(name, labels, value, backend: Backend):
+    X, Y, parameters = small_problem(backend)
+    AL, caches = course.L_model_forward(X, parameters)
+    given = backend.asarray(labels(backend.to_numpy(Y)))
+    words = rf"^[Yy]: expected labels 0 and 1 \(or probabilities in between\), got {value}: number the classes 0 and 1$"
+    with pytest.raises(DataError, match=words):
+        with_labels(X, given, AL, caches, parameters)[name]()
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (6,), (1, 6), (1, 8), (1, 1), (), (2, 7), (1, 1, 7), (0,)], ids=str)
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_labels_of_another_shape_are_refused_by_all_functions_in_the_same_words(name, shape):
+    X, _, parameters = small_problem(get_backend("numpy"))
+    AL, caches = course.L_model_forward(X, parameters)
+    with pytest.raises(DataError) as error:
+        with_labels(X, np.ones(shape), AL, caches, parameters)[name]()
+    of = "X" if name.endswith("layer_model") else "AL"
+    start = "y" if name == "predict" else "Y"
+    assert str(error.value) == f"{start}: expected shape (1, 7) or (7,), a label for each column of {of}, got {shape}"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["cat", "dog", "cat", "cat", "dog", "cat", "cat"], "Y: expected numbers"),
+        ([[1, 0], [1]], "Y: expected"),
+        (None, "Y: expected numbers"),
+        (np.ma.masked_array(np.ones((1, 7)), np.eye(1, 7)), "Y: "),
+        (np.ones((1, 7), complex), "Y: expected numbers"),
+    ],
+    ids=["strings", "ragged", "None", "masked", "complex"],
+)
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_what_holds_no_numbers_is_refused_in_a_line_that_names_it(name, given, words):
+    X, _, parameters = small_problem(get_backend("numpy"))
+    AL, caches = course.L_model_forward(X, parameters)
+    with pytest.raises(DataError) as error:
+        with_labels(X, given, AL, caches, parameters)[name]()
+    assert str(error.value).lower().startswith(words.lower()) and "\n" not in str(error.value)
+
+
+def test_lists_and_numbers_give_what_their_arrays_give(backend: Backend):
+    X, _, parameters = small_problem(backend)
+    W, b = parameters["W1"], parameters["b1"]
+    listed = [backend.to_numpy(array).tolist() for array in (X, W, b)]
+    with use_backend(backend.name):
+        for activation in ("sigmoid", "relu"):
+            expected = course.linear_activation_forward(X, W, b, activation)
+            found = course.linear_activation_forward(*listed, activation)
+            assert_equal(found, expected, backend)
+            gradients = course.linear_activation_backward(expected[0], expected[1], activation)
+            listed_cache = (tuple(listed), backend.to_numpy(expected[1][1]).tolist())
+            assert_equal(course.linear_activation_backward(expected[0], listed_cache, activation), gradients, backend)
+        as_lists = {name: backend.to_numpy(value).tolist() for name, value in parameters.items()}
+        assert_equal(course.L_model_forward(listed[0], as_lists), course.L_model_forward(X, parameters), backend)
+        for function in (course.sigmoid, course.relu):
+            for number in (-1.5, 3, True, np.float64(0.5)):
+                A, Z = function(number)
+                assert A.shape == Z.shape == ()
+                assert_equal(A, function(backend.asarray(np.array(float(number))))[0], backend)
+        updated = course.update_parameters({"W1": [[1, 2]], "b1": [[3]]}, {"dW1": [[1, 1]], "db1": [[2]]}, 0.5)
+    assert_equal(updated, {"W1": backend.asarray([[0.5, 1.5]]), "b1": backend.asarray([[2.0]])}, backend)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_X_that_is_not_finite_is_refused(bad, backend: Backend, capsys):
+    X, Y, parameters = small_problem(backend)
+    X[2, 3] = bad
+    calls = {
+        "L_model_forward": lambda: course.L_model_forward(X, parameters),
+        "predict": lambda: course.predict(X, Y, parameters),
+        "L_layer_model": lambda: course.L_layer_model(X, Y, [5, 4, 1], num_iterations=3),
+        "two_layer_model": lambda: course.two_layer_model(X, Y, [5, 4, 1], num_iterations=3),
+    }
+    for call in calls.values():
+        with pytest.raises(DataError, match=f"^X: expected finite numbers, got {bad:g}$"):
+            call()
+    X[2, 3] = 0
+    parameters["W2"][0, 0] = np.nan
+    with pytest.raises(DataError, match=r"^AL, computed with these parameters: expected finite numbers, got nan$"):
+        course.predict(X, Y, parameters)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("labels", ["float64", "int64", "list"])
+@pytest.mark.parametrize("Z", [17.0, 40.0, 800.0, -88.5, -800.0])
+@pytest.mark.parametrize("y", [0, 1])
+def test_float32_gradients_of_a_saturated_sigmoid_are_finite_whatever_the_labels_are_in(Z, y, labels, backend):
+    A_prev, W, b = (backend.asarray(np.array([[value]], np.float32)) for value in (1.0, Z, 0.0))
+    AL, caches = course.L_model_forward(A_prev, {"W1": W, "b1": b})
+    Y = [[y]] if labels == "list" else backend.asarray(np.array([[y]], labels))
+    grads = course.L_model_backward(AL, Y, caches)
+    assert {grad.dtype for grad in grads.values()} == {np.dtype(np.float32)}
+    # σ(Z) − y, to the step of float32 below 1
+    assert grads["db1"].item() == pytest.approx((0 if Z < 0 else 1) - y, abs=1e-7)
+    if (Z > 0) == y:
+        cost = course.compute_cost(AL, Y)
+        assert cost.dtype == np.float32 and 0 <= float(cost) < 1e-6
+
+
+def test_dtype_of_the_labels_or_the_learning_rate_changes_no_others():
+    X, Y, parameters = small_problem(get_backend("numpy"))
+    X, parameters = X.astype(np.float32), {name: value.astype(np.float32) for name, value in parameters.items()}
+    AL, caches = course.L_model_forward(X, parameters)
+    grads = course.L_model_backward(AL, Y.astype(np.float64), caches)
+    updated = course.update_parameters(parameters, grads, np.float64(0.1))
+    assert {array.dtype for array in [*grads.values(), *updated.values()]} == {np.dtype(np.float32)}
+    assert course.L_layer_model(X, Y / 1.0, [5, 4, 1], num_iterations=2)[0]["W1"].dtype == np.float32
+
+
+def test_star_import_brings_the_assignments_functions_and_nothing_else():
+    brought: dict[str, object] = {}
+    exec("from dnn.course import *", brought)
+    brought.pop("__builtins__")
+    own = {name for name, value in vars(course).items() if callable(value) and not name.startswith("_")}
+    own = {name for name in own if vars(course)[name].__module__ == "dnn.course"}
+    assert set(brought) == own and len(own) == len(course.__all__) == 19
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: course.initialize_parameters(3, 2.0, 1), "each of layer_dims must be a whole number, got 2.0"),
+        (lambda: course.initialize_parameters_deep(5), "layer_dims must be a list of the layers' sizes, got 5"),
+        (lambda: course.initialize_parameters_deep([5]), "layer_dims must be at least two sizes from 1 on"),
+        (lambda: course.initialize_parameters(3, 0, 1), r"layer_dims must be .* from 1 on, got \[3, 0, 1\]"),
+        (lambda: course.two_layer_model(np.ones((3, 2)), [1, 0], 3), "layers_dims must be a list"),
+        (lambda: course.L_layer_model(np.ones((3, 2)), [1, 0], [3, 1], num_iterations=2.5), "num_iterations must be"),
+        (lambda: course.L_layer_model(np.ones(3), 1, [3, 1]), r"X \(3,\) and layers_dims \(3, 1\): expected X"),
+        (lambda: course.linear_backward(np.ones((1, 2)), np.ones(3)), r"cache: expected \(A_prev, W, b\)"),
+        (lambda: course.linear_activation_backward(1, (1, 2, 3), "relu"), "cache: expected .* got 3 values"),
+        (lambda: course.L_model_backward([[0.5]], [1], []), "caches: expected one cache a layer, got none"),
+        (lambda: course.update_parameters({"W1": [[1]]}, {"W1": [[1]]}, 0.1), "grads: expected dW1 for W1 .* got W1"),
+        (lambda: course.update_parameters({}, {}, "fast"), "learning_rate must be a number, got 'fast'"),
+        (lambda: course.compute_cost([0.5, 0.5], [1, 0]), r"AL: expected shape \(1, m\)"),
+        (lambda: course.relu_backward([1, 2], [1]), r"dA has shape \(2,\), the cached Z \(1,\)"),
+    ],
+)
+def test_what_does_not_fit_is_a_line_that_names_the_argument(call, words):
+    with pytest.raises((DataError, ValueError, TypeError), match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_what_numpy_is_told_to_do_about_overflow_is_no_matter(backend: Backend):
+    Z = backend.asarray(np.array([[-1e308, -800.0, -1e-310, 0.0, 800.0]]))
+    A = backend.asarray(np.array([[1.0, 0.0, 1.0, 0.0, 1.0]]))
+    with np.errstate(all="raise"):
+        course.sigmoid(Z)
+        course.relu(Z)
+        assert float(course.compute_cost(A, [0, 0, 1, 0, 1])) == np.inf
+        course.sigmoid_backward(A, Z)
+        course.L_model_forward(Z, {"W1": [[1e10]], "b1": [[0.0]]})
 
 
 def test_arrays_of_two_backends_are_refused():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -9,10 +13,11 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn.backends import Backend
+from dnn.backends import Backend, base
 from dnn.batches import in_place
-from dnn.data import examples, prepare
-from dnn.errors import DataError
+from dnn.cli.common import read_labels
+from dnn.data import Part, examples, prepare
+from dnn.errors import DataError, ModelFileError
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((6, 4))
@@ -172,19 +177,20 @@ class Sparse:
         (X[0], ("(examples, features)", "(4,)", "reshape(1, -1)")),
         (3.0, ("(examples, features)", "()")),
         (X[:0], ("at least one example", "(0, 4)")),
-        ([], ("(examples, features)", "(0,)")),
-        (X[:, :0], ("layer 1", "(6, 0)", "0 features")),
-        ([[1, 2, 3, 4], [1, 2]], ("rows of one length",)),
-        ([[1, 2, 3, None]], ("expected numbers", "objects", "None")),
-        (None, ("expected numbers", "objects")),
+        ([], ("at least one example", "(0,)")),
+        (X[:, :0], ("4 features", "got none", "(6, 0)")),
+        ([[1, 2, 3, 4], [1, 2]], ("rows of one length", "4 in item [0], 2 in item [1]")),
+        ([[1, 2], [1, [2]]], ("rows of one length", "a number in item [1][0], 1 in item [1][1]")),
+        ([[1, 2, 3, None]], ("expected numbers", "None in item [0][3]")),
+        (None, ("expected numbers", "None")),
         (X.astype(object), ("expected numbers", "objects")),
         (Frame(X.astype(object)), ("expected numbers", "objects")),
-        ({"a": 1}, ("expected numbers", "objects")),
+        ({"a": X, "b": X}, ("expected one array", "dict of a, b", "choose one")),
         (X.astype(str), ("expected numbers", "<U")),
         ("images.h5", ("expected numbers", "<U")),
         (X.astype(complex), ("expected numbers", "complex128")),
         (np.zeros((6, 4), "M8[s]"), ("expected numbers", "datetime64")),
-        (np.zeros(6, "f4,i4"), ("expected numbers", "'f0'")),
+        (np.zeros(6, "f4,i4"), ("expected numbers", "fields f0, f1", "structured_to_unstructured")),
         (np.where(X[2, 1] == X, np.nan, X), ("finite", "nan", "example 2, feature 1", "remove or fill")),
         (np.where(X[3, 0] == X, -np.inf, X), ("finite", "-inf", "example 3, feature 0")),
         (X * 1e300, ("finite", "inf in float32", "example 0")),
@@ -282,16 +288,18 @@ def test_one_example_may_have_one_row_of_labels():
     ("output", "units", "given", "words"),
     [
         ("sigmoid", 1, Y[None], ("one label per row", "(1, 6)", "transpose it", "Y.T")),
+        ("softmax", 2, np.eye(2)[Y].T, ("one label per row", "(2, 6)", "transpose it", "Y.T")),
         ("softmax", 3, Y[None], ("(1, 6)", "transpose it")),
         ("linear", 1, X[:, :1].T, ("(1, 6)", "transpose it")),
         ("sigmoid", 1, Y[:5], ("6 labels", "as many as X", "got 5")),
         ("sigmoid", 1, np.r_[Y, 0], ("6 labels", "got 7")),
         ("sigmoid", 1, [], ("one label per example", "(0,)")),
         ("sigmoid", 1, 1, ("one label per example", "()")),
-        ("sigmoid", 1, None, ("Y", "expected numbers", "objects")),
-        ("softmax", 2, None, ("Y", "expected numbers", "objects")),
-        ("linear", 1, None, ("Y", "expected numbers", "objects")),
-        ("softmax", 2, list("aabbab"), ("expected numbers", "<U1")),
+        ("sigmoid", 1, None, ("Y", "expected numbers", "None")),
+        ("softmax", 2, None, ("Y", "expected numbers", "None")),
+        ("linear", 1, None, ("Y", "expected numbers", "None")),
+        ("softmax", 2, list("aabbab"), ("expected numbers", "'a' in item [0]", "number the classes from 0")),
+        ("softmax", 2, np.array(list("aabbab")), ("expected numbers", "<U1", "number the classes from 0")),
         ("softmax", 2, Y.astype(object), ("expected numbers", "objects")),
         ("linear", 1, [[1], [2], [3], [4], [5], [6, 7]], ("rows of one length",)),
         ("sigmoid", 1, Y + 1, ("labels 0 and 1", "got 2", "softmax", "linear")),
@@ -405,9 +413,9 @@ def test_examples_can_be_named_without_labels_but_not_labels_alone(tmp_path: Pat
     path = write(tmp_path / "a.h5", a=X, b=Y)
     with dnn.open_dataset(path, x="a") as data:
         np.testing.assert_array_equal(data.train.X[...], X)
-        with pytest.raises(DataError, match="name the labels of a too, as y: the file has a, b"):
+        with pytest.raises(DataError, match="name the labels of a too, with y=: the file has a, b"):
             _ = data.train.Y
-    with pytest.raises(ValueError, match="give x too"):
+    with pytest.raises(ValueError, match="give x= too"):
         dnn.open_dataset(path, y="b")
 
 
@@ -428,15 +436,52 @@ def test_a_closed_file_cannot_be_read_and_can_be_replaced(tmp_path: Path):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (np.array(["ça".encode(), b"\xff\xfe"]), ["ça", "\ufffd\ufffd"]),
+        (np.array(["ça".encode(), b"b"]), ["ça", "b"]),
+        (np.array([b"cat  ", b"dog  "]), ["cat", "dog"]),
+        (np.array([b"cat\0\0x", b"hot dog"]), ["cat", "hot dog"]),
+        (np.array(["cat ", "dog"], dtype=h5py.string_dtype()), ["cat", "dog"]),
         (np.array(["ça", "b"], dtype=h5py.string_dtype()), ["ça", "b"]),
         (np.array([10, 20]), ["10", "20"]),
     ],
-    ids=["bytes", "text", "numbers"],
+    ids=["bytes", "spaces", "null characters", "padded text", "text", "numbers"],
 )
 def test_class_names_are_text_whatever_the_file_stores(names, expected, tmp_path: Path):
     with dnn.open_dataset(write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, list_classes=names)) as data:
         assert data.classes == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([b"K\xe4tze", b"K\xf6tze"], ("name 0", r"b'K\xe4tze'", "not UTF-8")),
+        ([b"cat", b"\xff\xfe"], ("name 1", r"b'\xff\xfe'", "not UTF-8")),
+        (["cat".encode("utf-16"), b"dog"], ("name 0", "not UTF-8")),
+        ([b"cat", b"cat"], ("different names", "'cat' for class 0 and class 1", "rename one")),
+        ([b"cat", b"cat "], ("different names", "'cat'")),
+        ([b"a", b"b\0x", b"b"], ("different names", "'b' for class 1 and class 2")),
+        ([1, 1], ("different names", "'1'")),
+    ],
+)
+def test_class_names_that_tell_no_classes_apart_are_refused(names, words, tmp_path: Path):
+    path = write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, list_classes=np.array(names))
+    with pytest.raises(DataError) as opened:
+        dnn.open_dataset(path)
+    with h5py.File(path) as file, pytest.raises(DataError) as fitted:
+        network_of().fit(X, file["train_set_y"])
+    assert str(opened.value) == str(fitted.value) and str(opened.value).startswith(f"{path}: list_classes: ")
+    assert all(word in str(opened.value) for word in words), opened.value
+
+
+def test_class_names_that_another_language_padded_are_read_without_the_padding(tmp_path: Path):
+    path = write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y)
+    with h5py.File(path, "r+") as file:
+        padded = h5py.h5t.C_S1.copy()
+        padded.set_size(8)
+        padded.set_strpad(h5py.h5t.STR_SPACEPAD)
+        names = h5py.h5d.create(file.id, b"list_classes", padded, h5py.h5s.create_simple((2,)))
+        names.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"cat     ", b"dog     "]), mtype=padded)
+    with dnn.open_dataset(path) as data:
+        assert data.classes == ["cat", "dog"]
 
 
 def elsewhere(tmp_path: Path) -> Path:
@@ -514,8 +559,8 @@ def of(**content):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (of(), ("no data set train_set_x or test_set_x", "no data sets", "x and y")),
-        (of(images=X, marks=Y), ("no data set train_set_x", "the file has images, marks", "x and y")),
+        (of(), ("no data set train_set_x or test_set_x", "no data sets", "x=", "y=")),
+        (of(images=X, marks=Y), ("no data set train_set_x", "the file has images, marks", "x=", "y=")),
         (of(**{f"d{i:02}": 1 for i in range(30)}), ("d00, d01", "d19 and 10 more")),
         (of(train_set_x=X, train_set_y=Y[:5]), ("train_set_x has 6 examples", "train_set_y has 5 labels")),
         (of(test_set_x=X, test_set_y=Y[:5]), ("test_set_x has 6 examples", "test_set_y has 5 labels")),
@@ -609,3 +654,424 @@ def test_a_file_damaged_anywhere_is_refused_or_harmless(tmp_path: Path):
         except DataError:
             refused += 1
     assert refused > 10
+
+
+# ------------------------------------------------------------------------- files that are not damaged
+
+
+def filtered(path: Path, number: int, name: bytes | None = None, applied: bool = True, of: str = "train_set_x") -> Path:
+    """A file with a data set that says it is compressed with this filter."""
+    write(path, **{n: v for n, v in (("train_set_x", X), ("train_set_y", Y)) if n != of})
+    values = X if of == "train_set_x" else Y
+    with h5py.File(path, "r+") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk(values.shape)
+        plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple(values.shape)
+        data = h5py.h5d.create(file.id, of.encode(), h5py.h5t.py_create(values.dtype), space, plist)
+        data.write_direct_chunk((0,) * values.ndim, values.tobytes(), 0 if applied else 1)
+    return path
+
+
+@pytest.mark.parametrize("of", ["train_set_x", "train_set_y"])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (32015, ("Zstandard (32015)", "pip install hdf5plugin")),
+        (32001, ("Blosc (32001)", "pip install hdf5plugin")),
+        (32004, ("LZ4 (32004)", "pip install hdf5plugin")),
+        (307, ("bzip2 (307)", "pip install hdf5plugin")),
+        (32768, ("unknown (32768)", "install its plugin")),
+    ],
+)
+def test_a_filter_that_is_not_installed_is_named(number, words, of, tmp_path: Path):
+    if number != 32768 and find_spec("hdf5plugin"):
+        pytest.skip("hdf5plugin is installed")
+    path = filtered(tmp_path / "a.h5", number, of=of)
+    with pytest.raises(DataError) as error:
+        dnn.open_dataset(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: {of}: ") and "damaged" not in message and "\n" not in message
+    assert all(word in message for word in (*words, "not installed", "gzip"))
+    with h5py.File(path) as file, pytest.raises(DataError, match="not installed") as error:  # not by open_dataset
+        data = {"train_set_x": X, "train_set_y": Y} | {of: file[of]}
+        network_of().fit(data["train_set_x"], data["train_set_y"])
+    assert "damaged" not in str(error.value)
+
+
+def test_data_stored_without_its_optional_filter_is_read(tmp_path: Path):
+    with dnn.open_dataset(filtered(tmp_path / "a.h5", 32768, applied=False)) as data:
+        np.testing.assert_array_equal(prepare(network_of(dtype="float64"), data.train.X).X, X)
+
+
+@pytest.mark.parametrize("ends", ["goes on", "crashed"])
+def test_a_file_that_another_program_writes_is_no_damaged_one(ends, tmp_path: Path):
+    path = tmp_path / "swmr.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("train_set_x", data=X, maxshape=(None, 4), chunks=(2, 4))
+    writing = f"import h5py, os, sys; f = h5py.File({str(path)!r}, 'a', libver='latest'); f.swmr_mode = True; "
+    writing += "print(flush=True); sys.stdin.read(); os._exit(0)"
+    with subprocess.Popen(
+        [sys.executable, "-c", writing], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        if ends == "crashed":
+            process.communicate("")
+        for opened, kind in ((dnn.open_dataset, DataError), (dnn.load, ModelFileError)):
+            with pytest.raises(kind, match=r"another program writes it.*h5clear -s") as error:
+                opened(path)
+            assert "damaged" not in str(error.value)
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (OSError(5, "Unable to open file (errno = 5, error message = 'Input/output error')"), "Input/output error"),
+        (OSError(37, "unable to lock file, errno = 37"), "cannot lock it: set HDF5_USE_FILE_LOCKING=FALSE"),
+        (BlockingIOError(11, "unable to lock file, errno = 11"), "another program writes it"),
+        (OSError("Unable to synchronously open file (bad superblock version number)"), "or of a version that HDF5"),
+    ],
+)
+def test_what_keeps_a_file_from_being_opened_is_told_as_it_is(raised, words, tmp_path: Path, monkeypatch):
+    path = write(tmp_path / "a.h5", **WHOLE)
+
+    def fail(*_: object) -> None:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr("h5py.File", fail)
+        patched.setattr("h5py.is_hdf5", lambda path: True)
+        for opened in (dnn.open_dataset, dnn.load):
+            with pytest.raises((DataError, ModelFileError)) as error:
+                opened(path)
+            assert words in str(error.value) and "damaged HDF5" not in str(error.value)
+
+
+def test_a_type_of_hdf5_that_numpy_lacks_is_no_damage(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        h5py.h5d.create(file.id, b"train_set_x", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((6, 4)))
+    with pytest.raises(DataError, match="train_set_x: expected numbers, got another type") as error:
+        dnn.open_dataset(tmp_path / "a.h5")
+    assert "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (X, Y[None], ("train_set_y", "(1, 6) for 6 examples", "as (6,)")),
+        (X, np.eye(3)[Y].T, ("train_set_y", "(3, 6) for 6 examples", "as (6, 3)")),
+        (X.T, Y, ("train_set_x", "(4, 6) for 6 labels", "store it transposed")),
+        (X.T, Y[None], ("train_set_x", "(4, 6) for 6 labels", "and train_set_y too")),
+        (X, Y[:5], ("train_set_x has 6 examples but train_set_y has 5 labels",)),
+    ],
+)
+def test_lying_data_is_refused_at_opening_by_its_name(x, y, words, tmp_path: Path):
+    with pytest.raises(DataError) as error:
+        dnn.open_dataset(write(tmp_path / "a.h5", train_set_x=x, train_set_y=y))
+    assert all(word in str(error.value) for word in words) and ".T" not in str(error.value)
+
+
+class Unreadable:
+    """A part's labels, whose reading fails so."""
+
+    file, name = type("File", (), {"filename": "a.h5"}), "/train_set_y"
+    shape, dtype = (6,), np.dtype("i8")
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+    def __getitem__(self, rows: object) -> None:
+        raise self.cause
+
+
+Unreadable.__module__ = "h5py._hl.dataset"
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (OSError(5, "Can't read data (errno = 5)"), "cannot read its data set: Input/output error"),
+        (OSError("Can't synchronously read data (inflate() failed)"), "the file is damaged (Can't"),
+        (RuntimeError("Unspecified error in H5Dread"), "the file is damaged (Unspecified"),
+        (ValueError("Not a dataset"), "the file is damaged"),
+    ],
+)
+def test_what_keeps_the_labels_from_being_read_is_told_as_it_is(cause, words):
+    with pytest.raises(DataError) as error:
+        read_labels(Part(None, Unreadable(cause), ""))
+    assert str(error.value).startswith("a.h5: train_set_y: ") and words in str(error.value)
+
+
+# --------------------------------------------------------- data sets of HDF5 that do not hold their values
+
+
+def mapped(path: Path) -> None:
+    """Virtual, of a source in another file."""
+    write(path.parent / "secret.h5", x=X)
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:] = h5py.VirtualSource(str(path.parent / "secret.h5"), "x", X.shape)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("x", layout)
+
+
+def mapped_in_part(path: Path) -> None:
+    write(path.parent / "secret.h5", x=X[:3])
+    layout = h5py.VirtualLayout(X.shape, X.dtype)
+    layout[:3] = h5py.VirtualSource(str(path.parent / "secret.h5"), "x", (3, 4))
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("x", layout)
+
+
+def raw(path: Path) -> None:
+    (path.parent / "secret.h5").write_bytes(X.tobytes())
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", X.shape, X.dtype, external=[(str(path.parent / "secret.h5"), 0, h5py.h5f.UNLIMITED)])
+
+
+def never_written(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", X.shape, "f4", chunks=(2, 4))
+
+
+@pytest.mark.parametrize("given", ["itself", "as a type", "in a list", "as labels", "for validation"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (mapped, "keeps its data in another file: refused"),
+        (mapped_in_part, "keeps its data in another file: refused"),
+        (raw, "keeps its data in another file: refused"),
+        (never_written, "no data was ever written"),
+    ],
+)
+def test_a_data_set_that_would_read_as_zeros_is_refused_however_it_is_given(make, words, given, tmp_path: Path):
+    make(tmp_path / "a.h5")
+    (tmp_path / "secret.h5").unlink(missing_ok=True)
+    with h5py.File(tmp_path / "a.h5") as file:
+        data, network = file["x"], network_of("linear", 4)
+        arguments = {
+            "itself": (data, X),
+            "as a type": (data.astype("f4"), X),
+            "in a list": ([data] * 6, X),
+            "as labels": (X, data),
+            "for validation": (X, X),
+        }[given]
+        settings = {"validation_data": (data, X)} if given == "for validation" else {}
+        uses = [lambda: network.fit(*arguments, **settings), lambda: network.evaluate(*arguments)]
+        if given not in ("as labels", "for validation"):
+            uses.append(lambda: network.predict(arguments[0]))
+        for use in uses[:1] if given == "for validation" else uses:
+            with pytest.raises(DataError) as error:
+                use()
+            message = str(error.value)
+            assert words in message and f"{tmp_path / 'a.h5'}: x" in message and "\n" not in message
+    assert network.epochs == 0
+
+
+@pytest.mark.parametrize("name", ["train_set_x", "train_set_y", "test_set_x"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_rows_that_were_never_written_are_counted_once_in_a_warning(name, opened, tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr(base, "_logged", set())
+    path = write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, test_set_x=X, test_set_y=Y)
+    with h5py.File(path, "r+") as file:
+        values = file[name][...]
+        del file[name]
+        chunks = (2, *(2 for _ in values.shape[1:]))
+        grown = file.create_dataset(name, values.shape, values.dtype, chunks=chunks, fillvalue=1)
+        grown[:2] = values[:2]
+        grown[(slice(4, 6), *(slice(0, 2) for _ in values.shape[1:]))] = 0  # rows that are written in part
+    for _ in range(2):
+        if opened:
+            dnn.open_dataset(path).close()
+        else:
+            with h5py.File(path) as file:
+                Y_of = file[name] if name.endswith("y") else Y
+                network_of().fit(X if name.endswith("y") else file[name], Y_of, epochs=1)
+    missing = 2 if name.endswith("y") else 4
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: {name}: {missing} of 6 rows were never written")
+
+
+def test_nothing_is_said_of_data_sets_that_are_written_in_full(tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr(base, "_logged", set())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("chunks", data=X, chunks=(4, 3))
+        file.create_dataset("packed", data=X, chunks=(4, 3), compression="gzip", shuffle=True)
+        file.create_dataset("grown", data=X[:2], chunks=(2, 4), maxshape=(None, 4))
+        file["grown"].resize(6, 0)
+        file["grown"][2:] = X[2:]
+        file["whole"] = X
+        file.create_dataset(None, data=X)
+        for data in file.values():
+            np.testing.assert_array_equal(prepare(network_of(dtype="float64"), data).X, X)
+    assert not caplog.messages
+
+
+def test_a_data_set_without_values_is_told_by_all(tmp_path: Path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["null"], file["none"] = h5py.Empty("f4"), X[:0]
+        for given, words in (
+            (h5py.Empty("f4"), "an empty data set"),
+            (file["null"], "is empty"),
+            (file["none"], "empty"),
+        ):
+            for use in (network_of().predict, lambda given: network_of().fit(given, Y)):
+                with pytest.raises(DataError, match=f"^X: .*{words}"):
+                    use(given)
+            with pytest.raises(DataError, match=r"^Y: "):
+                network_of().fit(X, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.zeros((5, 0)), "expected 4 features per example, got none"),
+        (np.zeros((4, 0)), "expected 4 features per example, got none"),
+        (np.zeros((4, 2, 0)), "expected 4 features per example, got none"),
+        ([[], []], "expected 4 features per example, got none"),
+        ([], "expected at least one example"),
+        (np.zeros((0, 4)), "expected at least one example"),
+        (np.zeros((0, 0)), "expected at least one example"),
+    ],
+)
+def test_what_is_empty_is_not_called_transposed(given, words):
+    with pytest.raises(DataError, match=words) as error:
+        network_of().predict(given)
+    assert "transpose" not in str(error.value)
+
+
+@pytest.mark.parametrize("opened_as", [{"locking": True}, {"locking": False}, "low level"])
+def test_a_file_that_is_open_here_with_other_settings_is_no_damaged_one(opened_as, tmp_path: Path):
+    path = write(tmp_path / "a.h5", **WHOLE)
+    if isinstance(opened_as, dict):
+        held = h5py.File(path, "r", **opened_as)
+    else:
+        access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+        access.set_fclose_degree(h5py.h5f.CLOSE_SEMI)
+        held = h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDONLY, fapl=access))
+    try:
+        for opened, kind in ((dnn.open_dataset, DataError), (dnn.load, ModelFileError)):
+            with pytest.raises(kind, match=r"open in this process with other settings .*: close it there"):
+                opened(path)
+    finally:
+        held.close()
+    dnn.open_dataset(path).close()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0b.h5", "folder/\0", b"a\0b", "a\ud800"])
+def test_a_name_that_no_file_can_have_is_a_data_error(name):
+    for opened, kind in ((dnn.open_dataset, DataError), (dnn.load, ModelFileError)):
+        with pytest.raises(kind) as error:
+            opened(name)
+        assert "\0" not in str(error.value)
+
+
+def test_a_path_means_what_it_does_in_a_shell_and_may_be_bytes(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.h5", **WHOLE)
+    for path in ("~/a.h5", Path("~/a.h5"), b"~/a.h5", bytes(tmp_path / "a.h5")):
+        with dnn.open_dataset(path) as data:
+            assert data.path == str(tmp_path / "a.h5")
+    with pytest.raises(DataError, match=f"^{tmp_path}/b.h5: no such file"):
+        dnn.open_dataset("~/b.h5")
+
+
+# -------------------------------------------------------------------------------------------- class names
+
+
+NAMED = [b"cat", b"dog", b"emu"]
+CLASSES = np.array([0, 1, 2, 0, 1, 2])
+NAME_CASES = {
+    "another order": ([b"emu", b"cat", b"dog"], (CLASSES + 1) % 3),
+    "in a column": ([b"emu", b"cat", b"dog"], (CLASSES + 1)[:, None] % 3),
+    "as floats": ([b"emu", b"cat", b"dog"], (CLASSES + 1) % 3.0),
+    "one-hot": ([b"emu", b"cat", b"dog"], np.eye(3, dtype=np.uint8)[(CLASSES + 1) % 3]),
+    "names never used": ([b"car", b"cat", b"dog", b"emu"], CLASSES + 1),
+    "one-hot with names never used": ([b"car", b"cat", b"dog", b"emu"], np.eye(4)[CLASSES + 1]),
+    "the same": (NAMED, CLASSES),
+}
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> dnn.Network:
+    """A network of the classes NAMED, as a file had them."""
+    network = network_of("softmax", 3)
+    with dnn.open_dataset(write(tmp_path / "named.h5", train_set_x=X, train_set_y=CLASSES, list_classes=NAMED)) as data:
+        network.fit(data.train.X, data.train.Y, epochs=5)
+    assert network.classes == ["cat", "dog", "emu"]
+    return network
+
+
+@pytest.mark.parametrize("case", NAME_CASES)
+def test_labels_of_a_file_are_matched_with_the_networks_classes_by_name(case, named, tmp_path: Path):
+    names, labels = NAME_CASES[case]
+    with dnn.open_dataset(write(tmp_path / "a.h5", test_set_x=X, test_set_y=labels, list_classes=names)) as data:
+        assert named.evaluate(data.test.X, data.test.Y) == named.evaluate(X, CLASSES)
+        after, ours = (dnn.Network([4, 3, 3], output="softmax") for _ in range(2))
+        after.classes = named.classes
+        history = after.fit(X, CLASSES, epochs=2, validation_data=(data.test.X, data.test.Y)).history
+        assert history == ours.fit(X, CLASSES, epochs=2, validation_data=(X, CLASSES)).history
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        ([b"car", b"bus", b"van"], CLASSES),
+        ([b"cat", b"dog", b"gnu"], CLASSES),
+        ([b"cat", b"dog", b"gnu"], np.eye(3)[CLASSES]),
+        ([b"Cat", b"Dog", b"Emu"], CLASSES),
+        ([b"dog", b"cat", b"emu"], CLASSES + 0.5),
+    ],
+)
+def test_other_classes_are_refused_with_both_lists(names, labels, named, tmp_path: Path):
+    lists = ("cat, dog, emu", b", ".join(names).decode())
+    with dnn.open_dataset(write(tmp_path / "a.h5", test_set_x=X, test_set_y=labels, list_classes=names)) as data:
+        for use in (named.evaluate, named.fit):
+            with pytest.raises(DataError) as error:
+                use(data.test.X, data.test.Y)
+            assert all(words in str(error.value) for words in lists) and "\n" not in str(error.value)
+
+
+def test_several_labels_are_matched_column_by_column_and_none_may_be_missing(tmp_path: Path):
+    network, labels = network_of("sigmoid", 3), np.eye(3)[CLASSES]
+    network.classes = ["cat", "dog", "emu"]
+    path = write(tmp_path / "a.h5", test_set_x=X, test_set_y=labels, list_classes=[b"emu", b"cat", b"dog"])
+    with dnn.open_dataset(path) as data:
+        assert network.evaluate(data.test.X, data.test.Y) == network.evaluate(X, labels[:, [1, 2, 0]])
+    path = write(tmp_path / "b.h5", test_set_x=X, test_set_y=labels[:, :2], list_classes=[b"emu", b"cat"])
+    with dnn.open_dataset(path) as data, pytest.raises(DataError, match=r"cat, dog, emu; got emu, cat: each of them"):
+        network.evaluate(data.test.X, data.test.Y)
+
+
+def test_a_refused_fit_leaves_the_names_undecided_and_values_have_none(tmp_path: Path):
+    with dnn.open_dataset(
+        write(tmp_path / "a.h5", train_set_x=X, train_set_y=Y, list_classes=[b"cat", b"dog"])
+    ) as data:
+        for output, validation in (("sigmoid", (X * np.nan, Y)), ("linear", (X, Y))):
+            network = network_of(output)
+            with contextlib.suppress(DataError):
+                network.fit(data.train.X, data.train.Y, epochs=1, validation_data=validation)
+            assert network.classes is None
+        network = network_of("softmax", 5)
+        network.fit(data.train.X, data.train.Y, epochs=1)
+        assert network.classes is None
+
+
+# ------------------------------------------------------------------------------------------ input shapes
+
+
+@pytest.mark.parametrize(("first", "later"), [((2, 3, 4), (4, 2, 3)), ((4, 6), (6, 4)), ((2, 12), (2, 3, 4))])
+def test_examples_whose_features_are_in_another_order_than_at_the_fit_are_refused(first, later):
+    network, images = dnn.Network([24, 1]), np.random.default_rng(0).random((6, 24))
+    network.fit(images.reshape(6, *first), Y, epochs=1)
+    for use in (network.predict, lambda given: network.evaluate(given, Y), lambda given: network.fit(given, Y)):
+        with pytest.raises(DataError) as error:
+            use(images.reshape(6, *later))
+        assert all(words in str(error.value) for words in (str(first), str(later), "transpose X"))
+
+
+@pytest.mark.parametrize("later", [(24,), (1, 4, 6), (4, 6, 1), (4, 1, 6)])
+def test_flattened_examples_and_axes_of_one_are_the_same_features(later):
+    network, images = dnn.Network([24, 1]), np.random.default_rng(0).random((6, 24))
+    network.fit(images.reshape(6, 4, 6), Y, epochs=1)
+    np.testing.assert_array_equal(network.predict(images.reshape(6, *later)), network.predict(images.reshape(6, 4, 6)))

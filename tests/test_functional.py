@@ -205,6 +205,63 @@ def test_a_confident_answer_costs_the_same_on_both_sides_in_float32(z, backend: 
     np.testing.assert_allclose(losses[:, 0], np.log1p(np.exp(-z)), rtol=1e-6)
 
 
+LOGITS = np.concatenate([sign * np.logspace(-6, 1.9, 60) for sign in (1, -1)])
+LABELS = [0.0, 1.0, 0.5, 0.3, 1e-6, 0.999, 1 - 2**-20]
+
+
+def ulps(found: np.ndarray, exact: np.ndarray) -> float:
+    return float((np.abs(found - exact) / np.maximum(np.abs(exact), np.finfo(found.dtype).tiny)).max()) / float(
+        np.finfo(found.dtype).eps
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("y", LABELS)
+def test_the_sigmoids_loss_and_gradient_are_exact_to_a_few_ulp(y, dtype, backend: Backend):
+    Z = LOGITS.astype(dtype)[:, None]
+    Y = np.full_like(Z, y)
+    z, y = Z.astype(np.longdouble), Y.astype(np.longdouble)
+    E = np.exp(-np.abs(z))
+    (losses,) = on_backend(backend, functional.sigmoid_cross_entropy, Z, Y)
+    assert ulps(losses, np.log1p(E) + np.where(z > 0, z * (1 - y), -y * z)) < 3
+    (gradient,) = on_backend(backend, functional.sigmoid_cross_entropy_backward, Z, Y)
+    exact = np.where(z > 0, (1 - y) - E / (1 + E), E / (1 + E) - y)
+    # near its zero a difference is exact beside what it is the difference of
+    assert ulps(gradient, exact) < 4 or np.abs(gradient - exact).max() < 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("K", [2, 5])
+def test_softmaxs_loss_and_gradient_are_exact_to_a_few_ulp(K, dtype, backend: Backend):
+    Z = np.round(np.concatenate([RNG.standard_normal((40, K)) * scale for scale in (0.01, 1, 5, 20)]) * 64) / 64
+    labels = np.where(np.arange(len(Z)) % 2, Z.argmax(axis=1), RNG.integers(0, K, len(Z)))
+    Y = np.arange(K) == labels[:, None]
+    D = (Z - Z[Y][:, None]).astype(np.longdouble)
+    others = np.where(Y, 0, np.exp(D)).sum(axis=1, keepdims=True)
+    (losses,) = on_backend(backend, functional.softmax_cross_entropy, Z.astype(dtype), Y)
+    assert ulps(losses, np.log1p(others)) < 5
+    (gradient,) = on_backend(backend, functional.softmax_cross_entropy_backward, Z.astype(dtype), Y)
+    assert ulps(gradient, np.where(Y, -others, np.exp(D)) / (1 + others)) < 8
+
+
+def test_soft_labels_near_1_cost_what_they_cost(backend: Backend):
+    """The first is 9.99987: 0.9999 in float32 is no closer to 1. max(z, 0) - y z would be 10."""
+    Z, Y = (
+        np.array([[1e5], [1e4], [-1e5], [300.0]], np.float32),
+        np.array([[0.9999], [0.99], [1e-4], [0.5]], np.float32),
+    )
+    (losses,) = on_backend(backend, functional.sigmoid_cross_entropy, Z, Y)
+    z, y = Z.astype(np.float64), Y.astype(np.float64)
+    np.testing.assert_allclose(losses, np.where(z > 0, z * (1 - y), -y * z), rtol=2e-7)
+
+
+@pytest.mark.parametrize("value", [0.1, np.log(2), 1e-3, 1e-37])
+def test_the_mean_of_many_equal_losses_is_the_loss(value, backend: Backend):
+    losses = np.full((2_000_003, 1), value, np.float32)
+    (mean,) = on_backend(backend, functional.mean_loss, losses)
+    assert float(mean) == pytest.approx(float(losses[0, 0]), rel=1e-9)
+
+
 def test_logits_at_the_ends_of_the_dtype_give_a_finite_loss(backend: Backend):
     for dtype in (np.float32, np.float64):
         largest = np.finfo(dtype).max

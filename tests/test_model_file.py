@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import h5py
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 
 import dnn
+from dnn import model_file
 from dnn.backends import Backend
-from dnn.errors import DataError, ModelFileError, OutputError
+from dnn.errors import DataError, ModelFileError, NonFiniteLossError, OutputError
 
 X = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
 Y = np.arange(12) % 4
@@ -85,6 +88,37 @@ def test_an_existing_model_is_replaced_only_with_force(model: Path):
     assert [path.name for path in model.parent.iterdir()] == ["model.h5"]
 
 
+def test_a_model_that_appears_while_one_is_saved_is_kept(tmp_path: Path, monkeypatch):
+    path, to_bytes = tmp_path / "model.h5", model_file.model_bytes
+
+    def meanwhile(network: dnn.Network) -> bytes:
+        path.write_bytes(b"the other's")
+        return to_bytes(network)
+
+    monkeypatch.setattr(model_file, "model_bytes", meanwhile)
+    with pytest.raises(OutputError, match=r"model\.h5: already exists"):
+        dnn.Network([2, 1]).save(path)
+    assert path.read_bytes() == b"the other's" and os.listdir(tmp_path) == ["model.h5"]
+
+
+def test_a_model_that_is_replaced_keeps_its_permissions_and_the_link_to_it(model: Path):
+    model.chmod(0o640)
+    link = model.with_name("latest.h5")
+    link.symlink_to(model.name)
+    dnn.Network([2, 1]).save(link, force=True)
+    assert link.is_symlink() and stat.S_IMODE(model.stat().st_mode) == 0o640
+    assert dnn.load(model).layer_sizes == (2, 1)
+
+
+def test_paths_are_text_bytes_or_objects(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.h5", b"caf\xe9.h5", Path("folder") / "c.h5"):
+        dnn.Network([2, 1]).save(path)
+        assert dnn.load(path).layer_sizes == (2, 1)
+    with pytest.raises(TypeError, match="int"):
+        dnn.Network([2, 1]).save(3)
+
+
 # --------------------------------------------------------------------------------------- damaged files
 
 
@@ -132,6 +166,12 @@ def never_written(file: h5py.File) -> None:
     file["parameters"].create_dataset("W1", shape=(5, 3), dtype="f4")
 
 
+def compressed(file: h5py.File) -> None:
+    values = file["parameters/b1"][...]
+    del file["parameters/b1"]
+    file.create_dataset("parameters/b1", data=values, compression="gzip")
+
+
 def virtual(file: h5py.File) -> None:
     del file["parameters/b1"]
     layout = h5py.VirtualLayout(shape=(5,), dtype="f4")
@@ -151,6 +191,7 @@ DAMAGE = {
     "tensors in another file": (external_link, "no group 'parameters'"),
     "a tensor that was never written": (never_written, "not stored in full"),
     "a virtual tensor": (virtual, "not stored in full"),
+    "a compressed tensor": (compressed, "parameters/b1 is compressed.*h5repack -f NONE"),
     "no parameters": (lambda file: file.__delitem__("parameters"), "no group 'parameters'"),
     "no format": (lambda file: file.attrs.__delitem__("format"), "not a model of dnn"),
     "a format of other type": (lambda file: file.attrs.__setitem__("format", 7), "not a model of dnn"),
@@ -177,6 +218,9 @@ DAMAGE = {
     "an unknown kind of input": (edit_architecture(input_kind="pixels"), "input_kind"),
     "another input shape": (edit_architecture(input_shape=[2, 2]), "input_shape"),
     "an endless input shape": (edit_architecture(input_shape=[10**400]), "input_shape"),
+    "feature names of another number": (edit_architecture(feature_names=["a", "b"]), r"feature_names \['a', 'b'\]"),
+    "feature names that are numbers": (edit_architecture(feature_names=[1, 2, 3]), "feature_names"),
+    "a text for feature names": (edit_architecture(feature_names="abc"), "feature_names 'abc'"),
     "epochs below zero": (edit_architecture(epochs=-1), "epochs -1"),
     "too few classes": (
         lambda file: (file.__delitem__("classes"), file.__setitem__("classes", np.array([b"a"]))),
@@ -245,3 +289,103 @@ def test_the_same_network_is_saved_as_the_same_file(model: Path):
     before = model.read_bytes()
     dnn.load(model).save(model, force=True)
     assert model.read_bytes() == before
+
+
+def test_feature_names_come_back_and_an_older_file_has_none(model: Path):
+    network = dnn.load(model)
+    assert network.feature_names is None
+    network.feature_names = ["a", "b", "ç"]
+    network.save(model, force=True)
+    assert dnn.load(model).feature_names == ["a", "b", "ç"]
+    rewrite(model, architecture=lambda stored: {k: v for k, v in stored.items() if k != "feature_names"})
+    again = dnn.load(model)
+    assert again.feature_names is None and again.classes == ["a", "b", "ç", "d"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [([b"a ", b"b", b"c", b"d  "], ["a", "b", "c", "d"]), ([b"a", b"a", b"b", b"c"], ["a", "a", "b", "c"])],
+)
+def test_class_names_of_older_files_are_read_without_padding(stored, expected, model: Path):
+    rewrite(model, classes=np.array(stored))
+    assert dnn.load(model).classes == expected
+
+
+def test_class_names_that_are_not_utf_8_are_refused(model: Path):
+    rewrite(model, classes=np.array([b"a", b"b", b"\xe4", b"d"]))
+    with pytest.raises(ModelFileError, match=r"classes: b'\\xe4' is not UTF-8"):
+        dnn.load(model)
+
+
+def rewrite(path: Path, architecture=None, classes=None) -> None:
+    """Change the content of a model file and its checksum, as if another version had written it."""
+    with h5py.File(path, "r+") as file:
+        if architecture is not None:
+            set_architecture(json.dumps(architecture(json.loads(file["architecture"][()]))))(file)
+        if classes is not None:
+            del file["classes"]
+            file["classes"] = classes
+        names = [f"parameters/{name}" for name in ("W1", "W2", "b1", "b2")]
+        contents = [file[name][...] for name in ("architecture", *names, "classes")]
+        file.attrs["sha256"] = np.bytes_(model_file._checksum(contents))
+
+
+# ------------------------------------------------------------------- what load refuses is not written
+
+
+def _weight(value: float):
+    def change(network: dnn.Network) -> None:
+        network.parameters["W1"][0, 0] = value
+
+    return change
+
+
+def _attribute(name: str, value):
+    return lambda network: setattr(network, name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "complaint"),
+    [
+        (_weight(np.nan), NonFiniteLossError, "parameter W1 holds nan or inf"),
+        (_weight(-np.inf), NonFiniteLossError, "parameter W1 holds nan or inf"),
+        (_attribute("epochs", -1), ModelFileError, "epochs -1"),
+        (_attribute("epochs", 2.5), ModelFileError, "epochs 2.5"),
+        (_attribute("seed", -1), ModelFileError, "seed must be from 0"),
+        (_attribute("input_scale", float("nan")), ModelFileError, "input_scale must be a finite number above 0"),
+        (_attribute("input_scale", 1e-50), ModelFileError, "input_scale 1e-50 is 0 in float32"),
+        (_attribute("input_shape", (5,)), ModelFileError, r"input_shape \[5\]"),
+        (_attribute("input_kind", "words"), ModelFileError, "input_kind 'words'"),
+        (_attribute("output", "hinge"), ModelFileError, "output must be one of"),
+        (_attribute("activation", "swish"), ModelFileError, "activation must be one of"),
+        (_attribute("classes", ["cat"]), ValueError, "network.classes must be 2 names, got 1"),
+        (_attribute("classes", ["cat", 3]), TypeError, "network.classes must be names"),
+        (_attribute("classes", "ab"), TypeError, "network.classes must be a list of names, got 'ab'"),
+        (_attribute("classes", ["cat", "cat"]), ValueError, "network.classes must be different names"),
+        (_attribute("feature_names", ["a"]), ModelFileError, r"feature_names \['a'\]"),
+        (_attribute("feature_names", ["a", "b", "c", 4]), ModelFileError, "feature_names"),
+        (_attribute("feature_names", "abcd"), ModelFileError, "feature_names 'abcd'"),
+        (_attribute("classes", ["cat", "\ud800"]), ValueError, "surrogates not allowed"),
+        (_attribute("layer_sizes", (4, 5, 2)), ValueError, "make another instead"),
+        (_attribute("dtype", np.dtype("float64")), ValueError, "make another instead"),
+        (_attribute("epochs", object()), TypeError, "a model file stores numbers and names"),
+    ],
+)
+def test_what_load_would_refuse_is_never_written_over_a_good_model(change, error, complaint, tmp_path):
+    path = tmp_path / "model.h5"
+    network = dnn.Network([4, 3, 2], output="softmax")
+    network.save(path)
+    good = path.read_bytes()
+    change(network)
+    with pytest.raises(error, match=complaint):
+        network.save(path, force=True)
+    assert path.read_bytes() == good and list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_of_numpy_are_stored_as_what_they_are(tmp_path):
+    network = dnn.Network([4, 3, 2], output="softmax")
+    network.epochs, network.seed, network.input_scale = np.int64(3), np.uint8(2), np.float32(0.5)
+    network.input_shape = (np.int64(2), np.int32(2))
+    network.save(tmp_path / "model.h5")
+    again = dnn.load(tmp_path / "model.h5")
+    assert (again.epochs, again.seed, again.input_scale, again.input_shape) == (3, 2, 0.5, (2, 2))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import dnn
+from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, use_backend
 from dnn.data import examples, prepare
-from dnn.errors import DataError
+from dnn.errors import DataError, NonFiniteLossError
 from dnn.inference import _batches
+from dnn.losses import LOSSES
 from dnn.step import PREDICT
 
 X = np.random.default_rng(0).standard_normal((20, 3))
@@ -156,6 +162,10 @@ def test_device_arrays_are_accepted(backend: Backend):
         ({"layer_sizes": [3, 2.5, 1]}, TypeError, "the size of layer 1 must be a whole number, got 2.5"),
         ({"layer_sizes": [3, True]}, TypeError, "whole number, got True"),
         ({"layer_sizes": 7}, TypeError, "layer_sizes"),
+        ({"layer_sizes": np.array(7)}, TypeError, "layer_sizes must be a list"),
+        ({"layer_sizes": [3, 10**30, 1]}, ValueError, "the size of layer 1 must be below 1099511627776"),
+        ({"layer_sizes": [10**400, 1]}, ValueError, "the number of inputs must be below 1099511627776"),
+        ({"input_scale": 10**400}, ValueError, "input_scale must be a finite number"),
         ({"layer_sizes": [3, 1], "output": "softmax"}, ValueError, "use output='sigmoid'"),
         ({"activation": "swish"}, ValueError, "activation must be one of relu, tanh, sigmoid, gelu, got 'swish'"),
         ({"output": "relu"}, ValueError, "output must be one of sigmoid, softmax, linear"),
@@ -218,17 +228,132 @@ def test_predictions_larger_than_memory_are_refused_in_one_line():
         dnn.Network([3, 5, 3], output="softmax").predict(Endless())
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def by_joblib(network: dnn.Network) -> dnn.Network:
+    joblib = pytest.importorskip("joblib")
+    file = io.BytesIO()
+    joblib.dump(network, file)
+    file.seek(0)
+    return joblib.load(file)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda network: pickle.loads(pickle.dumps(network)),
+    "joblib": by_joblib,
+}
+
+
+@pytest.mark.parametrize("fitted", [None, dnn.Momentum(0.1), dnn.Adam(0.01)], ids=str)
+@pytest.mark.parametrize("copied", COPIES)
 def test_a_copy_learns_exactly_as_the_original_does(copied, fitted, backend: Backend):
     network = dnn.Network([3, 5, 4], output="softmax", seed=1, backend=backend.name)
-    labels = np.arange(len(X)) % 4
+    labels, settings = np.arange(len(X)) % 4, {"epochs": 2, "batch_size": 8, "optimizer": fitted or dnn.Adam()}
     if fitted:
-        network.fit(X, labels, epochs=2, batch_size=8)
-    other = copied(network)
+        network.fit(X, labels, **settings)
+    other = COPIES[copied](network)
     for each in (network, other):
-        each.fit(X, labels, epochs=2, batch_size=8)
+        each.fit(X, labels, **settings)
     np.testing.assert_array_equal(backend.to_numpy(other.parameters.flat), backend.to_numpy(network.parameters.flat))
-    assert other.evaluate(X, labels) == network.evaluate(X, labels)
+    for name, array in network.training_state.arrays.items():
+        np.testing.assert_array_equal(backend.to_numpy(other.training_state.arrays[name]), backend.to_numpy(array))
+    assert other.evaluate(X, labels) == network.evaluate(X, labels) and other.epochs == network.epochs
     other.parameters["W1"] = np.zeros((5, 3))
     assert not bool(other.backend.to_numpy(other.parameters.flat)[:15].any())
+    assert bool(network.backend.to_numpy(network.parameters.flat)[:15].all())
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_copy_in_16_bits_learns_exactly_as_the_original_does(precision):
+    network, labels = dnn.Network([3, 5, 4], output="softmax", backend="standin"), np.arange(len(X)) % 4
+    network.fit(X, labels, epochs=2, precision=precision)
+    other = copy.deepcopy(network)
+    for each in (network, other):
+        each.fit(X, labels, epochs=2, precision=precision)
+    assert other.parameters.flat.get().tobytes() == network.parameters.flat.get().tobytes()
+
+
+CHILD = """
+import pickle, sys
+import numpy as np
+network, X, labels = pickle.load(sys.stdin.buffer)
+network.fit(X, labels, epochs=2, batch_size=8, threads=1)
+pickle.dump(network, sys.stdout.buffer)
+"""
+
+
+def test_another_process_trains_a_network_on_exactly_and_gives_it_back():
+    network, labels = dnn.Network([3, 5, 4], output="softmax", seed=1), np.arange(len(X)) % 4
+    network.fit(X, labels, epochs=2, batch_size=8, threads=1)
+    given = pickle.dumps((network, X, labels))
+    done = subprocess.run([sys.executable, "-c", CHILD], input=given, capture_output=True, check=True, cwd=ROOT)
+    other = pickle.loads(done.stdout)
+    for each in (network, other):
+        each.fit(X, labels, epochs=2, batch_size=8, threads=1)
+        if each is network:
+            each.fit(X, labels, epochs=2, batch_size=8, threads=1)
+    np.testing.assert_array_equal(other.parameters.flat, network.parameters.flat)
+    assert other.epochs == network.epochs == 6
+
+
+class Absolute:
+    def losses(self, xp, Z, Y):
+        return xp.absolute(Z - Y)
+
+    def gradient(self, xp, Z, Y):
+        return xp.sign(Z - Y)
+
+
+def test_a_copy_knows_a_registered_loss_and_can_be_saved(tmp_path, monkeypatch):
+    own = Absolute()
+    monkeypatch.setitem(LOSSES, "absolute", own)
+    network = dnn.Network([3, 1], output="linear", loss=own)
+    for number, copied in enumerate(COPIES.values()):
+        other = copied(network)
+        assert other.loss is other.loss_function is own
+        other.save(tmp_path / f"{number}.h5")
+    monkeypatch.delitem(LOSSES, "absolute")
+    assert type(pickle.loads(pickle.dumps(network)).loss_function) is Absolute  # where nobody registered it
+
+
+def test_a_process_that_lacks_an_activation_says_so(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "mine", ACTIVATIONS["relu"])
+    content = pickle.dumps(dnn.Network([3, 2, 1], activation="mine"))
+    monkeypatch.delitem(ACTIVATIONS, "mine")
+    with pytest.raises(ValueError, match=r"activation must be one of .*, got 'mine'"):
+        pickle.loads(content)
+
+
+# --------------------------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize(("output", "units"), [("linear", 1), ("softmax", 3), ("sigmoid", 1)])
+def test_answers_of_weights_that_are_not_finite_are_refused(output, units, backend: Backend):
+    network = network_of(output, units, backend)
+    network.parameters["b1"][...] = np.inf  # a sigmoid of it would be 1
+    uses = [network.predict] if output == "linear" else [network.predict, network.predict_proba]
+    for use in (*uses, lambda X: network.evaluate(X, np.zeros(20))):
+        with pytest.raises(NonFiniteLossError, match="parameter b1 holds nan or inf: put finite numbers back"):
+            use(X)
+
+
+def test_answers_that_overflow_are_refused(backend: Backend):
+    network = dnn.Network([3, 5, 2], output="linear", backend=backend.name)
+    for name, view in network.parameters.items():
+        network.parameters[name] = np.full(view.shape, 10.0)
+    far = np.where(np.arange(20)[:, None] == 7, 3e37, X)
+    with pytest.raises(
+        NonFiniteLossError, match=r"of example 7 are not finite in float32: X reaches 3e\+37, the weights 10: scale"
+    ):
+        network.predict(far)
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss is inf in float32: X reaches 3e\+37, Y 0, the weights 10: scale"
+    ):
+        network.evaluate(far, np.zeros((20, 2)))
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1e-40, 1e39])
+def test_an_input_scale_that_float32_cannot_hold_is_refused(scale):
+    with pytest.raises(ValueError, match=r"input_scale .* in float32: take one that is not"):
+        dnn.Network([3, 1], input_scale=scale)
+    assert dnn.Network([3, 1], input_scale=scale, dtype="float64").input_scale == scale

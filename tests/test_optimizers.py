@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import fields
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from builders import GivenGradients, Problem, problem
 from oracles import torch_optimizer, torch_or_skip
 
-from dnn import SGD, Adam, Momentum
+from dnn import SGD, Adam, Momentum, Network
 from dnn.backends import Backend, get_backend
+from dnn.errors import NonFiniteLossError
 from dnn.optimizers import OPTIMIZERS
 
 CONFIGURATIONS = [SGD(0.1), Momentum(0.1), Momentum(0.05, momentum=0.5), Adam(0.01), Adam(0.1, 0.8, 0.99, 1e-3)]
@@ -136,6 +141,38 @@ def test_refuses_settings_that_cannot_work(make, complaint):
 def test_refuses_what_is_no_number(value):
     with pytest.raises(TypeError, match="SGD: learning_rate must be a number, got"):
         SGD(value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "complaint"),
+    [
+        (Adam(eps=1e-50), "Adam: eps 1e-50 is 0 in float32: take one that is not, or a network of dtype float64"),
+        (Adam(eps=1e-40), "Adam: eps 1e-40 is 0 in float32"),  # to some machines
+        (Adam(eps=1e39), r"Adam: eps 1e\+39 is inf in float32"),
+        (Adam(beta1=1 - 1e-9), "Adam: beta1 0.999999999 is 1 in float32"),
+        (Adam(beta2=1 - 1e-10), "Adam: beta2 0.9999999999 is 1 in float32"),
+        (Adam(1e39), r"Adam: learning_rate 1e\+39 is inf in float32"),
+        (Momentum(0.1, momentum=1 - 1e-9), "Momentum: momentum 0.999999999 is 1 in float32"),
+        (SGD(1e300), r"SGD: learning_rate 1e\+300 is inf in float32"),
+        (SGD(1e-46), "SGD: learning_rate 1e-46 is 0 in float32"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_float32_makes_another_number_is_refused_where_it_would_be_used(optimizer, complaint):
+    network = Network([2, 1])
+    with pytest.raises(ValueError, match=complaint):
+        network.fit(np.ones((4, 2)), np.ones(4), optimizer=optimizer)
+    assert network.training_state is None and network.input_scale is None
+    in_float64 = Network([2, 1], dtype="float64")
+    with contextlib.suppress(NonFiniteLossError):  # the larger learning rates
+        in_float64.fit(np.ones((4, 2)), np.ones(4), epochs=1, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 2), np.float32(0.5), np.float64(0.5), np.float16(0.5)], ids=repr)
+def test_settings_are_pythons_numbers_whatever_they_were_given_as(value):
+    for optimizer in (SGD(value), Momentum(value, value), Adam(value, value, value, value)):
+        assert {type(getattr(optimizer, field.name)) for field in fields(optimizer)} == {float}
+        assert optimizer == type(optimizer)(*[0.5] * len(fields(optimizer)))
 
 
 def test_every_optimizer_is_known_by_name():

@@ -63,11 +63,19 @@ def test_assigning_the_wrong_shape_or_name_is_refused(backend: Backend):
         ([[np.nan] * 3] * 2, "finite in float32"),
         (np.ones((2, 3), complex), "expected numbers, got complex128"),
         ([["a"] * 3] * 2, "expected numbers"),
+        (np.ma.masked_greater(np.arange(6.0).reshape(2, 3), 4), "masked values, the first in row 1"),
+        (list(np.ma.masked_less(np.ones((2, 3)), 2)), "masked values"),
+        ([[1.0, 2.0, np.ma.masked], [1.0, 2.0, 3.0]], "masked values"),
+        ([[1.0, 2.0], [1.0, 2.0, 3.0]], "rows of different lengths"),
+        ([[1.0, 2.0, None], [1.0, 2.0, 3.0]], r"None in item \[0\]\[2\]"),
+        (np.array([[1.0, 2.0, None], [1.0, 2.0, 3.0]], object), "None in item"),
+        ({"W": np.ones((2, 3))}, "expected one array, got a dict"),
+        (np.ones((2, 3), "M8[s]"), "expected numbers, got datetime64"),
     ],
 )
 def test_assigning_what_is_no_finite_number_is_refused(value, complaint, backend: Backend):
     parameters = Parameters(backend, [3, 2], np.float32)
-    with pytest.raises(DataError, match=f"parameter W1: .*{complaint}"):
+    with pytest.raises(DataError, match=f"^parameter W1.*: .*{complaint}"):
         parameters["W1"] = value
     assert not backend.to_numpy(parameters.flat).any()
 

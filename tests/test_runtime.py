@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -283,6 +284,62 @@ def test_stop_ends_the_threads_and_a_later_run_starts_new_ones(
         assert counts.tolist() == [time] * 8
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+@pytest.mark.parametrize("possible", [0, 1])
+def test_threads_that_cannot_be_started_are_done_without(
+    kernels: dict[str, int],
+    pool_of: Callable[[int], Pool],
+    monkeypatch: pytest.MonkeyPatch,
+    possible: int,
+    error: Exception,
+) -> None:
+    start, tried = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        tried.append(thread)
+        if len(tried) > possible:
+            raise error
+        start(thread)
+
+    pool = pool_of(4)
+    phases, result = mirrored(kernels, n=300, chunks=9, phases=6)
+    run = pool.bind(Program(phases, threads=4))
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    for times in range(1, 50):
+        run()
+        np.testing.assert_array_equal(result, 6 * times)
+    assert helpers(pool) == possible and len(tried) == possible + 1  # not tried again at every step
+    monkeypatch.undo()
+    pool.stop()
+    run()
+    assert helpers(pool) == 3
+
+
+def test_start_that_an_exception_cuts_off_leaves_no_thread(
+    kernels: dict[str, int], pool_of: Callable[[int], Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the exception of a signal handler does, before the thread is one for Python or just after."""
+    start, before = threading.Thread.start, threading.active_count()
+    counts = np.zeros(8, np.int64)
+
+    def cut_off(thread: threading.Thread, after: bool) -> None:
+        if after:
+            start(thread)
+        raise TimeoutError
+
+    for after in (False, True):
+        pool = pool_of(3)
+        run = pool.bind(Program([[Section([operation(kernels["count"], counts)], bounds(8, 8))]], threads=3))
+        monkeypatch.setattr(threading.Thread, "start", lambda thread, after=after: cut_off(thread, after))
+        with pytest.raises(TimeoutError):
+            run()
+        monkeypatch.undo()
+        pool.stop()
+        assert threading.active_count() == before
+        run()
+    assert counts.tolist() == [2] * 8
+
+
 def test_pool_that_is_forgotten_ends_its_threads(kernels: dict[str, int]) -> None:
     before = set(threading.enumerate())
     counts = np.zeros(8, np.int64)
@@ -485,19 +542,111 @@ def test_affinity_is_a_limit(eight_cores: Path, monkeypatch: pytest.MonkeyPatch)
     assert number_of_threads(root=eight_cores) == 2
 
 
-def test_blas_is_held_to_the_fewest_threads_and_gets_its_own_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counted_blas(monkeypatch: pytest.MonkeyPatch) -> tuple[thread_counts._Blas, list[int]]:
+    """A BLAS of six threads, and the number that it has now."""
     number = [6]
     monkeypatch.setattr(
         thread_counts, "blas_threads", lambda: [(lambda: number[0], lambda n: number.__setitem__(0, n))]
     )
-    blas = thread_counts._Blas()
-    blas.hold(4)
-    blas.hold(1)
-    assert number == [1]
-    blas.release(1)
+    return thread_counts._Blas(), number
+
+
+def test_blas_has_the_threads_of_each_call_and_gets_its_own_back(counted_blas) -> None:
+    blas, number = counted_blas
+    with blas.call(0):
+        assert number == [6]
+    for _ in range(2):
+        blas.begin_run()
+    for threads, expected in ((4, 4), (1, 1), (0, 6), (None, 6), (4, 4)):
+        with blas.call(threads):
+            assert number == [expected]
+    blas.end_run()
     assert number == [4]
-    blas.release(4)
+    blas.end_run()
     assert number == [6]
+
+
+def test_number_that_others_give_the_blas_meanwhile_is_found_again(counted_blas) -> None:
+    blas, number = counted_blas
+    blas.begin_run()
+    with blas.call(2):
+        number[0] = 3
+    with blas.call(2):
+        assert number == [2]
+    blas.end_run()
+    assert number == [3]
+    blas.begin_run()
+    number[0] = 5
+    blas.end_run()
+    assert number == [5]
+
+
+def test_calls_of_different_numbers_take_turns(counted_blas) -> None:
+    blas, number = counted_blas
+    blas.begin_run()
+    wrong: list[int] = []
+
+    def work(threads: int) -> None:
+        for _ in range(200):
+            with blas.call(threads):
+                sleep(0)
+                wrong.extend([threads] * (number != [threads]))
+
+    workers = [threading.Thread(target=work, args=(threads,)) for threads in (1, 1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong and not blas._calls
+
+
+def test_calls_of_the_same_number_or_of_none_do_not_wait_for_each_other(counted_blas) -> None:
+    blas, _ = counted_blas
+    blas.begin_run()
+    together = threading.Barrier(3)
+
+    def work(threads: int | None) -> None:
+        with blas.call(threads):
+            together.wait(20)
+
+    workers = [threading.Thread(target=work, args=(threads,)) for threads in (2, 2, None)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not together.broken
+
+
+def test_call_inside_a_call_of_its_own_thread_leaves_it_its_number(counted_blas) -> None:
+    """As a signal handler makes one."""
+    blas, number = counted_blas
+    blas.begin_run()
+    with blas.call(2):
+        with blas.call(3):
+            assert number == [3]
+        assert number == [2]
+
+
+def test_run_inside_a_call_of_its_own_thread_disturbs_neither(counted_blas) -> None:
+    blas, number = counted_blas
+    with blas.call(0):
+        blas.begin_run()
+        with blas.call(2):
+            assert number == [2]
+        blas.end_run()
+        assert number == [6]
+    assert not blas._calls
+
+
+def test_call_that_was_cut_off_holds_nobody_up_once_its_run_has_ended(counted_blas) -> None:
+    blas, _ = counted_blas
+    blas.begin_run()
+    blas.enter((threading.get_ident(), 2))  # and an exception of a signal handler before it could leave
+    blas.end_run()
+    blas.before_fork()
+    blas.after_fork_in_parent()
+    assert not blas._calls
 
 
 # --------------------------------------------------------------------------------------------------- products
@@ -505,9 +654,11 @@ def test_blas_is_held_to_the_fewest_threads_and_gets_its_own_back(monkeypatch: p
 
 @pytest.fixture
 def one_blas_thread() -> Iterator[None]:
-    thread_counts.blas.hold(1)
-    yield
-    thread_counts.blas.release(1)
+    blas = thread_counts.blas
+    blas.begin_run()
+    with blas.call(1):
+        yield
+    blas.end_run()
 
 
 needs_gemm = pytest.mark.skipif(gemm_address(np.float32) is None, reason="NumPy's BLAS has no 64-bit gemm here")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 import dnn
+from dnn.backends import cupy_backend
 
 
 @pytest.fixture
@@ -98,12 +102,16 @@ def test_the_demo_from_another_folder_in_an_existing_environment(copy: Path, tmp
         done = run(copy / "scripts" / "demo.sh", cwd=tmp_path, PIP_INDEX_URL="http://127.0.0.1:9/simple")
         assert done.returncode == 0, done.stderr
         assert "installing" not in done.stderr and "backend numpy" in done.stderr
-        train, test, model = done.stdout.splitlines()
+        train, test, model, heading, *commands = done.stdout.splitlines()
         assert train.startswith("train: loss") and test.startswith("test: loss")
         assert float(test.split()[-1]) >= 0.97
         path = Path(model.removeprefix("model: "))
         assert path == copy / "runs" / "digits" / "model.h5"
         assert dnn.load(path).layer_sizes == (64, 64, 32, 10)
+    assert heading == "try next:" and len(commands) == 3
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout and "dnn: " not in done.stderr, (command, done.stderr)
     assert os.listdir(tmp_path) == [copy.name]
 
 
@@ -124,6 +132,38 @@ def test_arguments_of_the_test_script_go_to_pytest(copy: Path, tmp_path: Path):
     done = run(copy / "scripts" / "test.sh", "-q", "-k", "right", cwd=tmp_path)
     assert done.returncode == 0 and "1 passed" in done.stdout
     assert run(copy / "scripts" / "test.sh", "-q", cwd=tmp_path).returncode == 1
+
+
+def test_no_message_installs_a_package_of_our_name_from_an_index():
+    """It is a stranger's: what is named instead is what the extras of pyproject.toml ask for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] != "dnn" and project["scripts"] == {"dnn": "dnn.cli:main"}
+    for path in (
+        ROOT / "README.md",
+        *(path for of in ("scripts", "dnn", "backends") for path in (ROOT / of).rglob("*.*")),
+    ):
+        if path.suffix in (".md", ".sh", ".py"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"dnn\[\w+\]|pip install[^\n]* '?dnn\b", text), path
+    extras = project["optional-dependencies"]
+    for wheel in re.findall(r"cupy-\S+?==|llvmlite|ml_dtypes", cupy_backend._WHEELS):
+        name = wheel.removesuffix("==")
+        assert any(wanted.startswith(name) for wanted in extras["cuda12"] + extras["cuda13"]), name
+
+
+def test_the_installed_package_is_found_from_the_folder_above_a_clone(tmp_path: Path):
+    """A folder named dnn without an __init__.py, as a clone of the repository is, must not be taken for the package."""
+    try:
+        importlib.metadata.distribution("dnn-engine")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed here")
+    clone = tmp_path / "dnn"
+    (clone / "dnn").mkdir(parents=True)
+    (clone / "dnn" / "__init__.py").touch()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for program in (["-c", "import dnn; print('dnn', dnn.__version__)"], ["-m", "dnn", "--version"]):
+        done = subprocess.run([sys.executable, *program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout == f"dnn {dnn.__version__}\n", done.stderr
 
 
 def test_a_changed_pyproject_is_reinstalled(copy: Path, tmp_path: Path):

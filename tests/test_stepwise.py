@@ -85,6 +85,32 @@ def test_sums_are_products_with_ones(axis, backend: Backend):
     np.testing.assert_array_equal(result, (B > 0).sum(axis=axis))
 
 
+@pytest.mark.parametrize("n", [1024, 1025, 1151, 1152, 1153, 16_513, 300_000])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_long_sums_in_float32_are_sums_of_sums(n, columns, backend: Backend):
+    whole = GENERATOR.integers(-9, 9, (n, columns)).astype(np.float32)  # whose sums are exact in any order
+    for axis in (None, 0, 1):
+        (result,) = planned(backend, lambda xp, a, axis=axis: xp.sum(a, axis=axis), whole)
+        np.testing.assert_array_equal(result, whole.sum(axis=axis))
+
+
+@pytest.mark.parametrize("value", [0.1, np.log(2), 1e-3])
+def test_rounding_does_not_add_up_in_a_long_sum(value, backend: Backend):
+    a = np.full((3_000_000, 2), value, np.float32)
+    exact = float(a[0, 0]) * len(a)
+    (result,) = planned(backend, lambda xp, a: xp.sum(a, axis=0), a)
+    np.testing.assert_allclose(result, exact, rtol=1e-6)
+    (result,) = planned(backend, lambda xp, a: xp.sum(a), a)
+    np.testing.assert_allclose(result, 2 * exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_sums_of_a_transpose(axis, backend: Backend):
+    a = np.arange(12.0).reshape(3, 4)
+    (result,) = planned(backend, lambda xp, a: xp.sum(a.T, axis=axis), a)
+    np.testing.assert_array_equal(result, a.T.sum(axis=axis))
+
+
 def in_place_plan(backend: Backend, array: np.ndarray) -> tuple[Plan, Any]:
     """a ← 2 a where a > 0, of the second half of a buffer; the first half becomes its maximum."""
     plan = Plan()

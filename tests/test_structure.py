@@ -51,6 +51,7 @@ UPWARDS = {
     ("dnn.network", "dnn.inference"),  # predict, evaluate
     ("dnn.network", "dnn.model_file"),  # Network.save
     ("dnn.model_file", "dnn"),  # the version
+    ("dnn.parameters", "dnn.data.sources"),  # what is assigned is converted as X is
     ("dnn.backends.base", "dnn.backends"),  # a copy of a backend is the backend of that name
     ("dnn.backends.base", "dnn.backends.plan"),  # what runs a plan, once there is one to run
 }

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import os
 import signal
+import subprocess
 import sys
+import termios
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,11 +246,110 @@ def test_refuses_settings_before_anything_is_trained(settings, error, complaint)
 
 def test_a_non_finite_loss_ends_the_training_and_says_what_to_do():
     network = dnn.Network([4, 6, 1], output="linear")
-    with pytest.raises(NonFiniteLossError, match=r"in epoch \d+: training has diverged and the weights are lost"):
+    with pytest.raises(NonFiniteLossError, match=r"in epoch \d+: training has diverged, and the network is as it was"):
         network.fit(1e3 * X, 1e3 * Y, epochs=200, optimizer=dnn.SGD(10.0))
 
 
+# ------------------------------------------------------------------------------------- decimal shares
+
+
+def held_out(split, m: int) -> int:
+    rows, _ = training._split(network_of(), m, training.FitSettings(validation_split=split).validation_split)
+    return 0 if rows is None else len(rows)
+
+
+def test_validation_split_is_a_decimal_share():
+    network = network_of()
+    for m in (7, 25, 50, 100, 300, 999):
+        for percent in range(1, 100):
+            expected = -(-percent * m // 100)
+            if expected < m:
+                assert len(training._split(network, m, percent / 100)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("split", "m", "expected"),
+    [
+        (0.07, 100, 7),
+        (0.001, 3000, 3),
+        (0.0123, 10_000, 123),
+        (0.0700001, 100, 8),
+        (np.float32(0.07), 100, 7),
+        (np.float16(0.55), 100, 55),
+        (Fraction(7, 100), 100, 7),
+        (5 / 6, 600, 500),
+        (1 / 3, 300, 100),
+        (0.1 + 0.2, 10, 3),
+        (1 - 0.93, 100, 7),
+        (1e-20, 10, 1),
+        (1e-300, 10, 1),
+        (0, 10, 0),
+    ],
+)
+def test_shares_of_other_kinds_are_what_was_meant(split, m, expected):
+    assert held_out(split, m) == expected
+
+
+# ------------------------------------------------------------------------------- numbers of other types
+
+NUMBERS = [
+    ("batch_size", 20, [np.int64(20), np.uint8(20), np.int16(20)]),
+    ("epochs", 2, [np.int32(2), np.uint64(2)]),
+    ("threads", 1, [np.int64(1), np.uint8(1)]),
+    ("validation_split", 0.25, [np.float32(0.25), np.float64(0.25), Fraction(1, 4)]),
+    ("memory_limit", 1, [np.float32(1), np.int64(1), Fraction(1)]),
+    ("shuffle", False, [np.False_, 0, np.int64(0)]),
+    ("verbose", False, [np.False_, 0, np.int64(0)]),
+    ("optimizer", dnn.SGD(0.5), [dnn.SGD(np.float32(0.5)), dnn.SGD(Fraction(1, 2)), dnn.SGD(np.float64(0.5))]),
+    ("optimizer", dnn.Momentum(0.25, 0.5), [dnn.Momentum(np.float16(0.25), Fraction(1, 2))]),
+    ("optimizer", dnn.Adam(1, 0.5, 0.75, 0.5), [dnn.Adam(np.int64(1), Fraction(1, 2), np.float64(0.75), np.half(0.5))]),
+]
+
+
+@pytest.mark.parametrize(("name", "plain", "others"), NUMBERS)
+def test_whatever_number_is_accepted_works_as_the_plain_one(name, plain, others, backend: Backend):
+    def trained(value) -> bytes:
+        network = dnn.Network([4, 6, 1], seed=3, backend=backend.name)
+        network.fit(X, Y, **{"epochs": 1, name: value})
+        return backend.to_numpy(network.parameters.flat).tobytes()
+
+    assert {trained(value) for value in others} == {trained(plain)}
+
+
+@pytest.mark.parametrize("value", [np.array(1), True, np.True_, Decimal(1), "1", math.nan], ids=repr)
+@pytest.mark.parametrize("name", ["batch_size", "epochs", "threads", "validation_split", "memory_limit"])
+def test_a_number_that_is_refused_is_named_and_leaves_nothing_behind(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be"):
+        network_of().fit(X, Y, **{name: value})
+    network_of().fit(X, Y, epochs=1, threads=1)
+    network_of().fit(X, Y, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"memory_limit": 0}, "memory_limit must be above 0, got 0"),
+        ({"memory_limit": -1.0}, "memory_limit must be above 0, got -1.0"),
+        ({"memory_limit": 10**400}, "memory_limit must be a finite number"),
+        ({"verbose": "no"}, "verbose must be True or False, got 'no'"),
+        ({"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
+        ({"shuffle": None}, "shuffle must be True or False, got None"),
+    ],
+)
+def test_settings_that_would_mean_something_else_are_refused(settings, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        network_of().fit(X, Y, **settings)
+
+
 # ------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_pythons():
+    """Whatever the tests were started from: a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -328,6 +436,20 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
+@pytest.mark.parametrize("name, value", [("TQDM_ASCII", "1"), ("TQDM_NCOLS", "x"), ("TQDM_MININTERVAL", "never")])
+def test_a_bar_that_cannot_be_drawn_ends_no_training(name, value, monkeypatch, capsys):
+    program = f"""
+import os, sys
+os.environ[{name!r}] = {value!r}
+sys.stderr.isatty = lambda: True
+import dnn, numpy as np
+dnn.Network([2, 3, 1]).fit(np.ones((8, 2)), [0, 1] * 4, epochs=3, batch_size=4)
+print("trained")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "trained\n", done.stderr
+
+
 def test_the_users_own_handler_is_left_in_place(monkeypatch, one_step_a_call):
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
@@ -407,10 +529,157 @@ def test_a_terminal_shows_a_bar_and_verbose_false_shows_none(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     network_of().fit(X, Y, epochs=3, batch_size=10)
-    assert "15/15" in terminal.text and "epoch 3, loss" in terminal.text
+    assert "3/3: loss" in terminal.text and terminal.text.splitlines()[-1].startswith("epoch 3/3: loss")
     terminal.text = ""
     network_of().fit(X, Y, epochs=3, verbose=False)
     assert terminal.text == ""
+
+
+@pytest.fixture
+def terminal_of(monkeypatch):
+    """Run a function with a terminal of so many columns as stderr; returns what it shows."""
+
+    def run(columns: int, function: Callable[[], object]) -> str:
+        master, slave = os.openpty()
+        termios.tcsetwinsize(slave, (24, columns))
+        shown: list[bytes] = []
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # of Linux, when the other end is closed
+                while text := os.read(master, 4096):
+                    shown.append(text)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with monkeypatch.context() as patched, open(slave, "w") as stderr:
+            patched.setattr(sys, "stderr", stderr)
+            function()
+        reader.join()
+        os.close(master)
+        return b"".join(shown).decode().replace("\r\n", "\n")
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("scale", [1, 1e4])
+def test_the_bar_fits_the_terminal_and_the_last_figures_remain(columns, scale, terminal_of, monkeypatch):
+    from tqdm import tqdm
+
+    monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, mininterval=0, miniters=1))
+    network, histories = dnn.Network([4, 8, 1], output="linear"), []
+    data, settings = (X, X.sum(axis=1) * scale), {"epochs": 30, "batch_size": 10, "validation_split": 0.2}
+    *shown, last = terminal_of(columns, lambda: histories.append(network.fit(*data, **settings))).split("\r")
+    (history,) = histories
+    assert len(shown) > 30 and all(len(line) < columns for line in shown)
+    if columns >= 80:
+        for epoch in range(29):  # that of the last epoch is replaced at once
+            loss, rmse, val_loss, val_rmse = (values[epoch] for values in history.history.values())
+            figures = [f"{v:.4f}" if v < 100 else f"{v:.5g}" for v in (loss, val_loss, rmse, val_rmse)]
+            text = "{}/30: loss {} (val {}), rmse {} (val {}) |".format(epoch + 1, *figures)
+            assert any(line.startswith(text) for line in shown)
+    final = ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.history.items())
+    assert last == f"epoch 30/30: {final}\n"
+
+
+def test_an_interrupted_fit_leaves_the_figures_of_its_last_epoch(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    done = training._Bar.epoch_done
+
+    def interrupted(bar, epoch, measured) -> None:
+        done(bar, epoch, measured)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Bar, "epoch_done", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        network_of().fit(X, Y, epochs=30)
+    assert terminal.text.splitlines()[-1].startswith("epoch 2/30: loss")
+
+
+class Broken(Terminal):
+    """A stream whose reader has left."""
+
+    def __init__(self, terminal: bool, error: Exception) -> None:
+        self._terminal, self._error = terminal, error
+
+    def write(self, text: str) -> int:
+        raise self._error
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        None,
+        Broken(False, BrokenPipeError(32, "Broken pipe")),
+        Broken(False, OSError(28, "No space left on device")),
+        Broken(False, ValueError("I/O operation on closed file")),
+        Broken(True, OSError(5, "Input/output error")),
+        SimpleNamespace(write=len, flush=lambda: None),
+    ],
+    ids=["none", "pipe", "disk", "closed", "terminal", "no isatty"],
+)
+def test_a_message_that_cannot_be_shown_ends_no_training(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    for verbose in (None, True):
+        assert len(network_of().fit(X, Y, epochs=2, verbose=verbose).epoch) == 2
+
+
+class Kernel:
+    """As much of IPython in a kernel as progress uses: outputs of a cell that can be updated."""
+
+    def __init__(self, kernel: object) -> None:
+        self.outputs: list[list[str]] = []
+        self.get_ipython = lambda: SimpleNamespace(kernel=kernel)
+        self.display = SimpleNamespace(display=self._display)
+
+    def _display(self, data: dict[str, str], raw: bool, display_id: bool) -> object:
+        assert raw and display_id
+        lines = [data["text/plain"]]
+        self.outputs.append(lines)
+        return SimpleNamespace(update=lambda data, raw: lines.append(data["text/plain"]))
+
+
+def test_a_notebook_shows_progress_in_one_output_that_ends_with_the_figures(monkeypatch, capsys):
+    kernel = Kernel(object())
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    history = network_of().fit(X, Y, epochs=3, validation_split=0.2)
+    (lines,) = kernel.outputs
+    assert lines[-1].startswith("epoch 3/3: loss") and f"val_loss {history.history['val_loss'][-1]:.4f}" in lines[-1]
+    assert any("0/3 |" in line for line in lines) and not any("\r" in line or "\n" in line for line in lines)
+    network_of().fit(X, Y, epochs=3, verbose=False)
+    assert len(kernel.outputs) == 1
+    # IPython in a terminal, and IPython that has only been imported
+    monkeypatch.setitem(sys.modules, "IPython", Kernel(None))
+    network_of().fit(X, Y, epochs=3)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    network_of().fit(X, Y, epochs=3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_is_executed_and_shows_no_whole_history(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    cell = "import numpy as np, dnn\ndnn.Network([2, 1]).fit(np.eye(2), np.arange(2), epochs=30)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nbclient.NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    progress, result = notebook.cells[0].outputs
+    assert progress["data"]["text/plain"].startswith("epoch 30/30: loss")
+    assert result["data"]["text/plain"].startswith("<History: 30 epochs, loss 0.")
+
+
+def test_a_history_is_one_short_line():
+    history = network_of().fit(X, Y, epochs=3, validation_split=0.2)
+    last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.history.items())
+    assert repr(history) == f"<History: 3 epochs, {last}>" and "val_accuracy" in last
+    assert repr(dnn.History()) == "<History: 0 epochs>"
+    assert repr(dnn.History({"loss": [0.5]}, [7])) == "<History: 1 epoch, loss 0.5000>"
+    assert dnn.History({"loss": [0.5]}, [7]) == dnn.History({"loss": [0.5]}, [7])
 
 
 def test_many_small_epochs_have_one_entry_each():

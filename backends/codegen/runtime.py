@@ -749,7 +749,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """A child has its parent's pools, but none of their threads."""
-    for pool in _pools:
+    for pool in list(_pools):
         pool._prepare()
 
 
@@ -768,6 +768,8 @@ class Pool:
         self._block = _aligned(_THREAD + self.threads * _STRIDE)
         self._scratch: list[np.ndarray] = []
         self._helpers: list[threading.Thread] = []
+        self._started = 0
+        """Threads that programs have, the caller's among them; 0 before the first run."""
         self._kept: list[object] = []
         self._prepare()
         _pools.add(self)
@@ -778,6 +780,7 @@ class Pool:
     def _prepare(self) -> None:
         """The block as it is before the first run, without helpers."""
         self._helpers.clear()
+        self._started = 0
         self._block[:] = 0
         self._word(_NEXT_FIRST)[0] = 1  # a later phase than the 0 in the words that say what is taken
         if (found := _primitives()) is not None:
@@ -811,13 +814,14 @@ class Pool:
             bound = partial(interpreter.alone, place)
             bound.pool = self  # type: ignore[attr-defined]  # kept alive: the table and the scratch are its own
             return bound
-        balance, helpers, together = Balance(threads), self._helpers, interpreter.together
+        balance, together = Balance(threads), interpreter.together
 
         def run() -> None:
-            if not helpers:
+            if not self._started:
                 self._start()
             start = perf_counter_ns()
-            together(place, balance.threads)
+            # those who could not be started are not waited for, and their shares are done by the others
+            together(place, min(balance.threads, self._started))
             balance.took(perf_counter_ns() - start)
 
         return run
@@ -826,20 +830,30 @@ class Pool:
         self.bind(program)()
 
     def _start(self) -> None:
+        self._end = weakref.finalize(self, _stop, self._block, self.threads)
+        self._end.atexit = False
+        self._started = 1
         for number in range(1, self.threads):
             helper = threading.Thread(target=_help, args=(self._block, self._kept, number), daemon=True)
-            helper.start()
+            self._helpers.append(helper)
+            try:
+                helper.start()
+            except (RuntimeError, MemoryError):  # the system's limit of threads or of memory, or the end of Python
+                self._helpers.pop()
+                break
+            self._started += 1
             tid = helper.native_id or 0
             self._word(_THREAD + number * _STRIDE + _TID)[0] = tid
             self._word(_THREAD + number * _STRIDE + _TIME_ID)[0] = ~tid << 3 | 6  # Linux's clock of a thread's own time
-            self._helpers.append(helper)
-        self._end = weakref.finalize(self, _stop, self._block, self.threads)
-        self._end.atexit = False
 
     def stop(self) -> None:
         """End the helpers. A program bound before may still be run: it starts new ones."""
-        if self._helpers:
+        if self._started:
             self._end()
-            for helper in self._helpers:
-                helper.join()
+            try:
+                for helper in self._helpers:
+                    helper.join()
+            except RuntimeError:
+                # an exception of a signal handler came into its start. It ends by itself; the block stays as it is
+                return
             self._prepare()

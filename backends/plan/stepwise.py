@@ -2,7 +2,7 @@
 
 What runs needs no memory but the assigned and reads nothing back, so a GPU can capture and replay it. `where` has no
 `out=` in either library: it is made of bit operations in NumPy, of masked copies elsewhere. Sums are products with
-ones, which are faster and in float32 closer than NumPy's sums.
+ones, which are faster than NumPy's sums; long ones in float32 are sums of sums, or rounding would add up.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dnn.backends.plan.operations import ELEMENTWISE
 ALIGNMENT = 64
 VIEWS = ("transpose", "reshape", "bitcast")
 NO_CALL = (*VIEWS, "load", "constant", "iota", "broadcast", "store")
+LONG, PART = 1024, 128
+"""Terms from which on a float32 sum is made of sums, and how many each of those has."""
 
 Call = Callable[[], Any]
 
@@ -332,16 +334,38 @@ class Stepwise:
 
     def _sum(self, node: Value) -> None:
         (value,), (axis,) = node.inputs, node.attributes
-        a, product = self._arrays[value], self._backend.product(None)
+        if value.op == "transpose":
+            (value,), axis = value.inputs, None if axis is None else 1 - axis
+        a, dtype = self._arrays[value], node.dtype
         rows, columns = (1, value.size) if axis is None else (value.shape if value.ndim == 2 else (1, value.size))
-        ones = self._ones_of(rows if axis == 0 else columns, node.dtype)
-        out = self._new(node)
-        if self._dry:
+        if axis == 1 and rows > 1:
+            ones, out = self._ones_of(columns, dtype), self._new(node)
+            if not self._dry:
+                self._call(self._backend.product(None), a, ones.reshape(columns, 1), out.reshape(rows, 1))
             return
-        if axis == 0:
-            self._call(product, ones, a, out.reshape(columns))
-        else:
-            self._call(product, a.reshape(rows, columns), ones.reshape(columns, 1), out.reshape(rows, 1))
+        terms, width = (rows, columns) if axis == 0 else (columns, 1)
+        blocks = []
+        while dtype == np.float32 and terms > LONG:
+            # a part is every so many-th row, so that the products have long rows
+            each, left = divmod(terms, PART)
+            terms = each + bool(left)
+            block, sums = self._memory.take((terms * width,), dtype)
+            blocks.append(block)
+            self._sum_of_rows(a, (0, PART, each * width), sums, 0, dtype)
+            if left:
+                self._sum_of_rows(a, (PART * each * width, left, width), sums, each * width, dtype)
+            a = sums
+        self._sum_of_rows(a, (0, terms, width), self._new(node), 0, dtype)
+        for block in blocks:
+            self._memory.give_back(block)
+
+    def _sum_of_rows(self, a: Any, part: tuple[int, int, int], out: Any, place: int, dtype: np.dtype) -> None:
+        """The sum of the rows of a part of `a`, given as its start, its rows and their width, at `place` in `out`."""
+        start, rows, width = part
+        ones = self._ones_of(rows, dtype)
+        if not self._dry:
+            given = a.reshape(-1)[start : start + rows * width].reshape(rows, width)
+            self._call(self._backend.product(None), ones, given, out.reshape(-1)[place : place + width])
 
     def _ones_of(self, n: int, dtype: np.dtype) -> Any:
         if (n, dtype) not in self._ones:

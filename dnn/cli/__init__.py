@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dnn import __version__, errors
 from dnn.backends import BackendUnavailableError
-from dnn.cli import doctor, evaluate, predict, train
-from dnn.cli.common import show
+from dnn.cli import doctor, evaluate, flags, predict, train
+from dnn.cli.common import discard_unwritten, show
 
 EXIT_CODES: dict[type[BaseException], int] = {
     errors.DataError: 3,
@@ -27,15 +27,23 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ValueError: 2,
     TypeError: 2,
 }
+READER_GONE = 141
+"""Nobody reads the pipe that standard output is, as after `| head`: the status of a program that SIGPIPE ends."""
 _EPILOG = (
     "exit status: 0 success, 2 usage error, 3 invalid data, 4 invalid model file, 5 backend or device not usable, "
-    "6 non-finite loss, 7 output cannot be written, 130 Ctrl-C"
+    "6 non-finite loss, 7 output cannot be written, 130 Ctrl-C, 141 output no longer read"
 )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:  # --help and --version, whose failures argparse ignores
+            show(message)
+        else:
+            super()._print_message(message, file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,19 +55,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add(commands)
     if sys.stderr is None:  # closed by the caller: print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    debug = False
+    for command_parser in commands.choices.values():
+        command_parser.set_defaults(parser=command_parser)
+    given = argparse.Namespace(debug=False, parser=parser)
     try:
-        try:
-            given = parser.parse_args(arguments)
-        finally:
-            if sys.stdout is not None:
-                show("")  # flush what --help and --version print, so that a failure is reported
-        debug = given.debug
+        given, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            _refuse(given.parser, unknown)
         with _log(quiet=given.quiet), _threads(getattr(given, "threads", None)):
             given.run(given)
+    except BrokenPipeError:
+        return READER_GONE
     except (Exception, KeyboardInterrupt) as error:
-        return _failed(error, debug)
+        return _failed(error, given)
+    finally:
+        discard_unwritten(sys.stderr)
     return 0
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
+    flag = next((name for name in unknown if name.startswith("-")), None)
+    if flag is None:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    meant = flags.meant_by(flag, flags.of(parser))
+    parser.error(f"no flag {flag.split('=')[0]}" + (f": did you mean {meant}?" if meant else ""))
 
 
 @contextlib.contextmanager
@@ -93,8 +112,8 @@ def _one_line(message: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
-def _failed(error: BaseException, debug: bool) -> int:
-    if debug:
+def _failed(error: BaseException, given: argparse.Namespace) -> int:
+    if given.debug:
         import traceback
 
         traceback.print_exception(error)
@@ -106,6 +125,7 @@ def _failed(error: BaseException, debug: bool) -> int:
         message = f"not enough memory: {error}"
     elif code == 1:
         message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    message = flags.in_place_of_arguments(message, flags.of(given.parser))
     with contextlib.suppress(OSError):
         print(f"dnn: {_one_line(message)}", file=sys.stderr)
     return code

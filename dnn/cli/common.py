@@ -7,10 +7,13 @@ import contextlib
 import math
 import os
 import sys
+from typing import TextIO
 
 import numpy as np
 
 from dnn.data import Dataset, Part
+from dnn.data.hdf5 import place_of
+from dnn.data.sources import read
 from dnn.errors import DataError, NonFiniteLossError, OutputError
 from dnn.network import Network
 
@@ -41,7 +44,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 
 def show(text: str) -> None:
-    """Write the whole text to standard output, or raise OutputError."""
+    """Write the whole text to standard output, or raise OutputError; BrokenPipeError if its reader has left."""
     if sys.stdout is None:
         raise OutputError("standard output: cannot be written: it is closed")
     try:
@@ -54,10 +57,19 @@ def show(text: str) -> None:
                 left = left[sys.stdout.buffer.write(left) :]
         sys.stdout.flush()
     except OSError as cause:
-        # discard the unwritten rest, or Python would report the error again at exit
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_unwritten(sys.stdout)
+        if isinstance(cause, BrokenPipeError):
+            raise
         raise OutputError(f"standard output: cannot be written: {cause.strerror}") from None
+
+
+def discard_unwritten(stream: TextIO) -> None:
+    """Let go of what a stream could not write, or Python would fail again at exit, with a status of its own."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def inform(given: argparse.Namespace, message: str) -> None:
@@ -94,7 +106,4 @@ def check_finite(network: Network, measured: dict[str, float], of: str) -> None:
 
 def read_labels(part: Part) -> np.ndarray:
     """All labels of a part, read into memory."""
-    try:
-        return np.asarray(part.Y[...])
-    except OSError as cause:
-        raise DataError(f"{part.Y.file.filename}: {part.Y.name[1:]}: damaged data: {cause}") from None
+    return read(place_of(part.Y), part.Y, ...)

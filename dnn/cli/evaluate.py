@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from dnn.cli.common import (
@@ -14,7 +15,6 @@ from dnn.cli.common import (
     chosen_part,
     in_words,
     inform_device,
-    read_labels,
     show,
 )
 from dnn.data import open_dataset
@@ -23,8 +23,8 @@ from dnn.model_file import load
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("evaluate", help="compute a model's loss and accuracy on a data file")
-    parser.add_argument("model", metavar="MODEL.h5")
-    parser.add_argument("data", metavar="DATA.h5")
+    parser.add_argument("model", metavar="MODEL.h5", type=os.path.expanduser)
+    parser.add_argument("data", metavar="DATA.h5", type=os.path.expanduser)
     add_split(parser)
     add_names(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -37,10 +37,10 @@ def run(given: argparse.Namespace) -> None:
     inform_device(given, network)
     with open_dataset(given.data, given.x, given.y) as data:
         split, part = chosen_part(data, given.split)
-        labels = read_labels(part)
-        measured = network.evaluate(part.X, labels)
+        examples = len(part.Y)
+        measured = network.evaluate(part.X, part.Y)
     check_finite(network, measured, split)
     if given.json:
-        show(json.dumps({"data": given.data, "split": split, "examples": len(labels), **measured}) + "\n")
+        show(json.dumps({"data": given.data, "split": split, "examples": examples, **measured}) + "\n")
     else:
-        show(f"{split}: {len(labels)} examples, {in_words(measured)}\n")
+        show(f"{split}: {examples} examples, {in_words(measured)}\n")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from dnn.cli.common import add_common, add_names, add_split, chosen_part, inform_device, show
+from dnn.cli.common import add_common, add_names, add_split, chosen_part, inform, inform_device, show
 from dnn.data import open_dataset
+from dnn.data.examples import check_known
 from dnn.data.hdf5 import read_head
 from dnn.errors import DataError
-from dnn.files import check_writable, write_whole
+from dnn.files import check_writable, write_results
 from dnn.model_file import load
 from dnn.network import Network
 
@@ -26,29 +28,39 @@ def add(commands: Any) -> None:
         description="Write a CSV with index, class, name and probability; for a linear output, index and values; for "
         "several sigmoid units, index and one probability per label.",
     )
-    parser.add_argument("model", metavar="MODEL.h5")
-    parser.add_argument("data", metavar="DATA.h5|X.npy")
+    parser.add_argument("model", metavar="MODEL.h5", type=os.path.expanduser)
+    parser.add_argument("data", metavar="DATA.h5|X.npy", type=os.path.expanduser)
     add_split(parser)
     add_names(parser, labels=False)
-    parser.add_argument("--out", metavar="FILE.csv|.npy", help="instead of CSV on stdout; .npy: the predictions only")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.csv|.npy",
+        type=os.path.expanduser,
+        help="instead of CSV on stdout (-); .npy: the predictions only",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> None:
+    if given.out == "-":
+        given.out = None
     network = load(given.model, backend=given.backend)
     if given.out is not None:
-        check_writable(given.out, given.force)
+        check_writable(given.out, given.force, [given.model, given.data])
     inform_device(given, network)
     if given.data.endswith(".npy"):
         content = _predictions(given, network, _load_npy(given.data))
     else:
         with open_dataset(given.data, given.x) as data:
             _, part = chosen_part(data, given.split)
+            if network.classes is not None and data.classes not in (None, network.classes):
+                check_known(data.path, data.classes, network.classes)
+                inform(given, f"classes are numbered as in the model: {', '.join(network.classes)}")
             content = _predictions(given, network, part.X)
     if given.out is not None:
-        write_whole({given.out: content})
+        write_results({given.out: content}, given.force)
     else:
         show(content.decode())
 

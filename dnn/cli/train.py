@@ -16,8 +16,8 @@ import numpy as np
 from dnn.activations import ACTIVATIONS
 from dnn.cli.common import add_common, add_names, check_finite, in_words, inform, inform_device, read_labels, show
 from dnn.data import Dataset, Part, open_dataset, prepare
-from dnn.errors import DataError
-from dnn.files import check_writable, write_whole
+from dnn.errors import DataError, OutputError
+from dnn.files import check_writable, write_results
 from dnn.heads import HEADS
 from dnn.initializers import INITIALIZERS
 from dnn.model_file import classes_of, model_bytes
@@ -28,8 +28,8 @@ from dnn.training import History
 
 FIT_SETTINGS = ("epochs", "batch_size", "validation_split", "shuffle", "memory_limit", "precision")
 """The fields of `dnn.training.FitSettings` that are flags of the same name."""
-MANY_CLASSES = 1000
-"""Up to this many classes are accepted even if there are fewer examples."""
+MANY_CLASSES, ENOUGH_EXAMPLES = 20, 5
+"""Labels of more classes than this, with fewer examples for each on average, are taken for values."""
 
 
 def add(commands: Any) -> None:
@@ -37,12 +37,18 @@ def add(commands: Any) -> None:
         "train",
         help="train a network on a data file",
         description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The labels determine the output "
-        "layer: one sigmoid unit for two classes, softmax for more, linear for real values.",
+        "layer: one sigmoid unit for two classes, softmax for more, linear for real values. Whole numbers from 0 "
+        "without gaps are taken for classes, as floats too; --output decides.",
     )
     parser.add_argument(
-        "data", metavar="TRAIN.h5", help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes"
+        "data",
+        metavar="TRAIN.h5",
+        type=os.path.expanduser,
+        help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes",
     )
-    parser.add_argument("--test", metavar="TEST.h5", help="the test part, if it is in a separate file")
+    parser.add_argument(
+        "--test", metavar="TEST.h5", type=os.path.expanduser, help="the test part, if it is in a separate file"
+    )
     add_names(parser)
     parser.add_argument(
         "--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layer sizes, or none (default: 64)"
@@ -79,7 +85,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--memory-limit", metavar="GB", type=float, help="device memory to use (default: all that is free)"
     )
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/<name of the data file>)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=os.path.expanduser, help="output folder (default: runs/<name of the data file>)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing model")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_common(parser)
@@ -88,6 +96,8 @@ def add(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> None:
     name = os.path.splitext(os.path.basename(given.data))[0]
+    if given.out == "":  # an unset variable of a script, not a wish for the default
+        raise OutputError("--out: expected the name of a folder, got an empty one")
     out = given.out or os.path.join("runs", name)
     model_path, history_path = os.path.join(out, "model.h5"), os.path.join(out, "history.csv")
     with ExitStack() as files:
@@ -117,17 +127,21 @@ def run(given: argparse.Namespace) -> None:
         if test is not None:
             _check_test(network, train, test)
         for path in (model_path, history_path):
-            check_writable(path, given.force)
+            check_writable(path, given.force, [given.data, given.test or given.data])
+        model_file, history_file = os.path.abspath(model_path), os.path.abspath(history_path)
         inform_device(given, network)
-        inform(given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output")
+        guess = _guess(given.output, labels, train, train_data, network)
+        inform(
+            given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output{guess}"
+        )
         settings = {name: getattr(given, name) for name in FIT_SETTINGS}
         history = network.fit(train.X, labels, optimizer=optimizer, verbose=not given.quiet, **settings)
         measured = {"train": network.evaluate(train.X, labels)}
         if test is not None:
-            measured["test"] = network.evaluate(test.X, read_labels(test))
+            measured["test"] = network.evaluate(test.X, test.Y)
         for split, values in measured.items():
             check_finite(network, values, split)
-        write_whole({history_path: _csv(history), model_path: model_bytes(network)})
+        write_results({history_file: _csv(history), model_file: model_bytes(network)}, given.force)
     if given.json:
         settings = {
             name: getattr(given, name)
@@ -173,7 +187,8 @@ def _check_test(network: Network, train: Part, test: Part) -> None:
             f"X_test is {test.X.dtype} but X is {train.X.dtype}, and only bytes are scaled: "
             "store both alike, or give --input-scale"
         )
-    prepare(network, test.X, read_labels(test), name="X_test")
+    network.input_shape = tuple(train.X.shape[1:])
+    prepare(network, test.X, test.Y, name="X_test")
 
 
 def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
@@ -182,16 +197,18 @@ def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, 
         raise DataError(f"{data.path}: expected at least one label, got an empty set")
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
         return _output_of_columns(asked, labels)
-    binary = bool(np.isin(labels, (0, 1)).all())
-    named = data.classes is not None and bool((np.floor(labels) == labels).all())
-    if labels.dtype.kind == "f" and not binary and not named and asked != "softmax":
+    whole = bool((np.isfinite(labels) & (np.floor(labels) == labels)).all())
+    guessing = asked is None and data.classes is None
+    # files written by way of text or a table have their class numbers as floats
+    if labels.dtype.kind == "f" and asked != "softmax" and (not whole or (guessing and _doubt(labels))):
         return asked or "linear", 1
     if asked in ("sigmoid", "linear"):
         return asked, 1
     wrong = labels[~np.isfinite(labels) | (labels < 0) | (labels != np.floor(labels))]
     if wrong.size:
         raise DataError(
-            f"{data.path}: expected class numbers from 0 up, got {wrong[0]}: use --output linear for values"
+            f"{data.path}: expected class numbers from 0 up, got {wrong[0]}: number the classes from 0, or use "
+            "--output linear for values"
         )
     largest = int(labels.max())
     classes = largest + 1 if data.classes is None else len(data.classes)
@@ -199,14 +216,52 @@ def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, 
         raise DataError(f"{data.path}: label {largest} is out of range: list_classes names {classes} classes")
     if classes < 2:
         raise DataError(f"{data.path}: all labels are 0: expected at least two classes")
-    if asked is None and data.classes is None and classes > max(len(labels), MANY_CLASSES):
+    if guessing and (doubt := _doubt(labels)):
         raise DataError(
-            f"{data.path}: labels up to {largest} for {len(labels)} examples do not look like class numbers: "
-            "use --output linear for values, or --output softmax if they are"
+            f"{data.path}: labels {labels.min():g} to {largest} of {len(labels)} examples do not look like class "
+            f"numbers ({doubt}): use --output linear for values; number classes from 0 without gaps, or use --output "
+            f"softmax for {classes} of them"
         )
     if asked == "softmax" or classes > 2:
         return "softmax", classes
     return "sigmoid", 1
+
+
+def _doubt(labels: np.ndarray) -> str | None:
+    """Why these whole numbers are unlikely to be class numbers, or None."""
+    numbers = np.unique(labels)
+    if numbers[0] < 0:
+        return f"{numbers[0]:g} is among them"
+    gaps = numbers != np.arange(len(numbers))
+    if gaps.any():
+        return f"there is no {gaps.argmax()}"
+    classes = len(numbers)
+    if classes > MANY_CLASSES and len(labels) < ENOUGH_EXAMPLES * classes:
+        return f"{classes} different ones, fewer than {ENOUGH_EXAMPLES} examples of each"
+    return None
+
+
+def _guess(asked: str | None, labels: np.ndarray, train: Part, data: Dataset, network: Network) -> str:
+    """What was guessed about the data, in words, with the flags that decide."""
+    guesses, units = [], network.layer_sizes[-1]
+    if asked is None and (data.classes is None or network.output == "linear"):
+        columns = labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1
+        if network.output == "linear":
+            fix = "sigmoid for probabilities" if _are_shares(labels) else "softmax for classes"
+            guesses.append(f"the labels are real values; --output {fix}")
+        elif columns and network.output == "sigmoid":
+            guesses.append(f"the labels are {units} yes or no each; --output linear for real values")
+        elif columns:
+            guesses.append(f"the labels are {units} classes, one-hot; --output sigmoid for independent labels")
+        else:
+            guesses.append(f"the labels are {max(units, 2)} classes; --output linear for real values")
+    if network.input_scale is None and train.X.dtype == np.uint8:
+        guesses.append("X are pixels, scaled by 1/255; --input-scale 1 for numbers as they are")
+    return f" (guessed: {'. '.join(guesses)})" if guesses else ""
+
+
+def _are_shares(labels: np.ndarray) -> bool:
+    return bool(labels.min() >= 0 and labels.max() <= 1)
 
 
 def _output_of_columns(asked: str | None, labels: np.ndarray) -> tuple[str, int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dnn.backends import Array, Backend, backend_of, get_backend
+from dnn.data.hdf5 import names_with
+from dnn.data.sources import Rows, as_array, is_device_array, read
 from dnn.errors import DataError
 from dnn.network import Network
 
@@ -58,6 +60,12 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
         # only once everything is accepted: a rejected fit leaves the network unchanged
         network.input_scale, network.input_kind = scale, kind
         network.input_shape = network.input_shape or tuple(X.shape[1:])
+        columns = _column_names(X)
+        if columns is not None and (network.feature_names is None or _are_numbers(network.feature_names)):
+            network.feature_names = columns
+        if network.classes is None and network.output != "linear":
+            names = names_with(Y)
+            network.classes = names if names and len(names) == max(network.layer_sizes[-1], 2) else None
     return examples
 
 
@@ -69,8 +77,9 @@ def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int,
     """
     X, targets, scale, _ = _checked(network, X, Y, "X")
     m, of_bytes = X.shape[0], X.dtype == np.uint8
-    as_it_is = _needs_no_conversion(X, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else scale)
-    size = m if as_it_is or _is_device_array(X) else max(1, 2 * CHUNK // network.layer_sizes[0])
+    whole = X.values if isinstance(X, Rows) else X
+    as_it_is = _needs_no_conversion(whole, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else scale)
+    size = m if as_it_is or is_device_array(X) else max(1, 2 * CHUNK // network.layer_sizes[0])
 
     def parts() -> Iterator[Examples]:
         for first in range(0, m, size):
@@ -83,7 +92,9 @@ def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int,
 
 def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | None, float, str | None]:
     """X as an array of the right shape, the targets, the scale, and the kind of input."""
-    X = _as_array(name, X)
+    if Y is not NO_LABELS:
+        _check_index(name, X, Y)
+    X = _by_column(network, name, as_array(name, X))
     _check_shape(network, name, X)
     scale, kind = _scaling(network, name, X)
     targets = None
@@ -101,47 +112,18 @@ def _converted(
     return Examples(_convert(network, name, X, network.dtype, scale, first, last), targets)
 
 
-def _as_array(name: str, X: Any) -> Any:
-    """X as an object with a shape and a dtype, whose rows can be sliced."""
-    if type(X).__module__.startswith("h5py") and not X:
-        raise DataError(f"{name}: its file is closed: use the data set while the file is open")
-    if hasattr(X, "to_numpy"):
-        X = X.to_numpy()
-    if not (hasattr(X, "shape") and _has_numpy_dtype(X)):
-        try:
-            X = np.asarray(X)
-        except ValueError as error:
-            raise DataError(f"{name}: expected rows of one length, got rows of different lengths") from error
-    if hasattr(X, "toarray"):
-        raise DataError(f"{name}: expected a dense array, got {type(X).__name__}: convert it with {name}.toarray()")
-    # a masked array implies that numpy.ma is imported; importing it here would take longer than everything else
-    if "numpy.ma" in sys.modules and np.ma.is_masked(X):
-        raise DataError(f"{name}: expected numbers, got masked values: fill or remove them")
-    kind = np.dtype(X.dtype).kind
-    if kind not in "biuf":
-        what = "objects (rows of different lengths, or None among the numbers?)" if kind == "O" else str(X.dtype)
-        raise DataError(f"{name}: expected numbers, got {what}: convert it to a numeric array first")
-    return X
-
-
-def _has_numpy_dtype(X: Any) -> bool:
-    try:
-        np.dtype(X.dtype)
-    except (AttributeError, TypeError):  # a list, or a tensor whose library defines its own dtypes
-        return False
-    return True
-
-
 def _check_shape(network: Network, name: str, X: Any) -> None:
     n_in, n_1 = network.layer_sizes[:2]
+    if X.shape[:1] == (0,):
+        raise DataError(f"{name}: expected at least one example, got an empty set of shape {tuple(X.shape)}")
     if len(X.shape) < 2:
         raise DataError(
             f"{name}: expected (examples, features), got shape {tuple(X.shape)}: "
             f"use reshape(-1, 1) for examples of one feature, reshape(1, -1) for one example"
         )
-    if X.shape[0] == 0:
-        raise DataError(f"{name}: expected at least one example, got an empty set of shape {tuple(X.shape)}")
     features = math.prod(X.shape[1:])
+    if features == 0:
+        raise DataError(f"{name}: expected {n_in} features per example, got none: its shape is {tuple(X.shape)}")
     if features != n_in:
         transposed = X.shape[0] == n_in and len(X.shape) == 2
         fix = (
@@ -151,6 +133,64 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
             f"layer 1: {name} has shape {tuple(X.shape)}, that is {features} features per example, but "
             f"W1 {(n_1, n_in)} takes {n_in}: {fix}"
         )
+    # flattened or not, the features of an example are in the order of the first fit
+    fitted, given = (tuple(n for n in shape if n != 1) for shape in (network.input_shape or (), X.shape[1:]))
+    if fitted != given and len(fitted) > 1 and len(given) > 1:
+        raise DataError(
+            f"{name}: this network was trained on examples of shape {network.input_shape}; got {tuple(X.shape[1:])}, "
+            f"whose features are in another order: transpose {name} as the training data was"
+        )
+
+
+def _check_index(name: str, X: Any, Y: Any) -> None:
+    """DataError where X and Y are pandas objects whose rows have other labels: other examples, or another order."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not all(isinstance(given, (pandas.DataFrame, pandas.Series)) for given in (X, Y)):
+        return
+    if len(X) == len(Y) and not X.index.equals(Y.index):
+        row = next((i for i, (one, other) in enumerate(zip(X.index, Y.index, strict=True)) if one != other), 0)
+        raise DataError(
+            f"Y{name[1:]}: expected the index of {name}, got {Y.index[row]} for {X.index[row]} in row {row}: bring "
+            "them into one order with .loc, or give Y.to_numpy() if they are in one"
+        )
+
+
+def _column_names(X: Any) -> list[str] | None:
+    return list(map(str, X.columns)) if isinstance(X, Rows) and X.columns is not None else None
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether these are no names but the numbers that a library gives to columns without one."""
+    return all(name in (str(i), f"column_{i}", f"f{i}") for i, name in enumerate(names))
+
+
+def _by_column(network: Network, name: str, X: Any) -> Any:
+    """X with its columns in the order of the first fit; DataError where a table has others."""
+    known, given = network.feature_names, _column_names(X)
+    if given is None or known == given:
+        return X
+    if known is None:  # only numbers tell an order
+        numbers = list(map(str, range(len(given))))
+        if given == numbers or set(given) != set(numbers):
+            return X
+        known = numbers
+    if sorted(known) == sorted(given):
+        if len(set(given)) < len(given):
+            raise DataError(
+                f"{name}: expected columns in the order of the first fit, {_listed(known)}; got {_listed(given)}: "
+                "order them as in training, since equal names cannot be matched"
+            )
+        place = {column: j for j, column in enumerate(given)}
+        return X.in_order([place[column] for column in known])
+    if _are_numbers(known) or _are_numbers(given):
+        return X
+    ours, theirs = set(known), set(given)
+    missing, unknown = [n for n in known if n not in theirs], [n for n in given if n not in ours]
+    differences = [f"{what}: {_listed(n)}" for what, n in (("missing", missing), ("unknown", unknown)) if n]
+    raise DataError(
+        f"{name}: expected the columns of the first fit, {_listed(known)}; got {_listed(given)} "
+        f"({'; '.join(differences) or 'some more than once'}): choose and name them as in training"
+    )
 
 
 def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
@@ -172,7 +212,10 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float,
     """
     backend = network.backend
     m, n_in = last - first, network.layer_sizes[0]
-    if _is_device_array(X):
+    columns = None
+    if isinstance(X, Rows):
+        columns, X = X.columns, X if X.values is None else X.values
+    if is_device_array(X):
         source = backend_of(X)
         if source is backend:
             # scaled in the network's dtype, as on the host
@@ -187,16 +230,16 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float,
     if _needs_no_conversion(X, dtype, scale):
         host = X.reshape(X.shape[0], n_in)[first:last]
         for start, stop in _chunks(m, n_in):
-            _check_finite(name, host[start:stop], first + start, dtype)
+            _check_finite(name, host[start:stop], first + start, dtype, columns)
         return host
     host = new_host_array(name, (m, n_in), dtype)
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
         with np.errstate(over="ignore"):
-            rows[...] = _read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
+            rows[...] = read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
         if scale != 1:
             rows *= dtype.type(scale)
-        _check_finite(name, rows, first + start, dtype)
+        _check_finite(name, rows, first + start, dtype, columns)
     return host
 
 
@@ -216,44 +259,30 @@ def new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.nda
     return np.empty(shape, dtype)
 
 
-def _read(name: str, array: Any, rows: Any) -> np.ndarray:
-    try:
-        return np.asarray(array[rows])
-    except OSError as cause:
-        raise DataError(f"{name}: cannot read its data set: the file is damaged ({cause})") from None
-
-
-def _is_device_array(X: Any) -> bool:
-    if isinstance(X, np.ndarray):
-        return False
-    try:
-        backend_of(X)
-    except TypeError:
-        return False
-    return True
-
-
 def _chunks(m: int, n_in: int) -> Iterator[tuple[int, int]]:
     step = max(1, CHUNK // n_in)
     for start in range(0, m, step):
         yield start, min(start + step, m)
 
 
-def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
+def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype, columns: Sequence[Any] | None) -> None:
     if dtype.kind != "f":
         return
     # a finite sum means that every term is finite; otherwise (it may only have overflowed) check each number
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(rows.sum())
     if suspect and not np.isfinite(rows).all():
-        _raise_non_finite(name, rows, start, dtype)
+        _raise_non_finite(name, rows, start, dtype, columns)
 
 
-def _raise_non_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype) -> None:
+def _raise_non_finite(
+    name: str, rows: np.ndarray, start: int, dtype: np.dtype, columns: Sequence[Any] | None = None
+) -> None:
     row, column = np.argwhere(~np.isfinite(rows))[0]
+    where = f"feature {column}" if columns is None else f"column {columns[column]!r}"
     raise DataError(
         f"{name}: expected finite numbers, got {rows[row, column]} in {dtype} at example {start + row}, "
-        f"feature {column}: remove or fill it"
+        f"{where}: remove or fill it"
     )
 
 
@@ -268,17 +297,22 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
     softmax, K units    (m,) or (m, 1) class numbers, or one-hot (m, K) -> (m, 1) int64
     linear, K units     (m, K); also (m,) for one unit                -> (m, K)
     """
-    Y = _as_array(name, Y)
-    Y = backend_of(Y).to_numpy(Y) if _is_device_array(Y) else _read(name, Y, ...)
+    Y = as_array(name, Y)
+    names = names_with(Y)
+    Y = backend_of(Y).to_numpy(Y) if is_device_array(Y) else read(name, Y, ...)
     K = network.layer_sizes[-1]
     if Y.ndim == 0 or Y.size == 0:
         raise DataError(f"{name}: expected one label per example, got shape {Y.shape}")
-    if Y.ndim == 2 and Y.shape[0] == 1 and Y.shape[1] == m and m > 1:
-        raise DataError(f"{name}: expected one label per row, got shape {Y.shape}: transpose it ({name}.T)")
+    if Y.dtype.kind == "V":  # bfloat16 and its kin, which NumPy's functions do not take
+        Y = Y.astype(np.float64)
+    if Y.ndim == 2 and Y.shape[0] != m and Y.shape[1] == m:
+        raise DataError(f"{name}: expected one label per row, got shape {Y.shape}: transpose it (Y.T)")
     if Y.shape[0] != m:
         raise DataError(f"{name}: expected {m} labels, as many as {X_name} has examples, got {Y.shape[0]}")
     if Y.ndim == 1:
         Y = Y.reshape(m, 1)
+    if names is not None and network.output != "linear":
+        Y = _by_name(network, name, Y, names)
     if network.output == "softmax":
         return _class_numbers(name, Y, K)
     if Y.ndim != 2 or Y.shape[1] != K:
@@ -298,6 +332,49 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
             "classes 0 and 1, or use output='softmax' for more than two classes, 'linear' for real values"
         )
     return Y
+
+
+def check_known(name: str, names: Sequence[str], classes: Sequence[str], used: Sequence[str] | None = None) -> None:
+    """DataError unless each of these names, or of those used, is that of one class of the network."""
+    distinct = len(set(names)) == len(names) and len(set(classes)) == len(classes)
+    if not distinct or not set(names if used is None else used) <= set(classes):
+        raise _other_classes(name, names, classes, "use data of the network's classes, named alike in list_classes")
+
+
+def _other_classes(name: str, names: Sequence[str], classes: Sequence[str], fix: str) -> DataError:
+    return DataError(
+        f"{name}: expected data of this network's classes, {_listed(classes)}; got {_listed(names)}: {fix}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _by_name(network: Network, name: str, Y: np.ndarray, names: list[str]) -> np.ndarray:
+    """Y (m, 1) class numbers, or (m, K), numbered as the network's classes are, where the data's are others."""
+    classes, columns = network.classes, Y.shape[1:] == (len(names),) and len(names) > 1
+    if classes is None or names == classes or not np.isfinite(Y).all():
+        return Y
+    if not columns and (Y.shape[1:] != (1,) or (np.floor(Y) != Y).any()):
+        raise _other_classes(name, names, classes, "only class numbers or a column per class can be matched by name")
+    if columns and network.output == "sigmoid":
+        used = names
+        if set(names) != set(classes):  # a label that the data leaves out is unknown, not absent
+            raise _other_classes(name, names, classes, "each of them needs its column")
+    else:
+        numbers = np.flatnonzero(Y.any(axis=0)) if columns else np.unique(Y)
+        if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= len(names):
+            wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+            raise DataError(f"{name}: label {wrong} is out of range: list_classes names {len(names)} classes")
+        used = [names[int(number)] for number in numbers]
+    check_known(name, names, classes, used)
+    ours = np.array([classes.index(n) if n in classes else -1 for n in names])
+    if not columns:
+        return ours[Y.astype(np.int64)]
+    renumbered = np.zeros((len(Y), len(classes)), Y.dtype)
+    renumbered[:, ours[ours >= 0]] = Y[:, ours >= 0]
+    return renumbered
 
 
 def _class_numbers(name: str, Y: np.ndarray, K: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from dnn.backends import Array
 
 def mean_loss(xp: Any, losses: Array) -> Array:
     """The mean of all losses, in float64. Each is divided first: the sum cannot overflow where the mean does not."""
-    return xp.sum(losses * (1 / losses.size), dtype=np.float64)
+    return xp.sum(losses.astype(np.float64) * (1 / losses.size))
 
 
 def correct_labels(xp: Any, P: Array, Y: Array) -> Array:
