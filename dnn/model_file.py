@@ -38,9 +38,11 @@ _SETTINGS = ("layer_sizes", "activation", "output", "initializer", "seed", "dtyp
 
 def save(network: Network, path: str | bytes | PathLike[str], force: bool = False) -> None:
     """Write `network` to `path`. OutputError if it cannot be written, or exists and `force` is not given."""
-    path = expanduser(fsdecode(path))
+    if not isinstance(path, (str, bytes, PathLike)):
+        raise TypeError(f"save takes the path of a file, got {type(path).__name__}")
     if not isinstance(force, (bool, np.bool_)):
         raise TypeError(f"force must be True or False, got {force!r}")
+    path = expanduser(fsdecode(path))
     check_writable(path, force)
     write_whole({path: model_bytes(network)}, force)
 

@@ -64,6 +64,7 @@ def check_setting(optimizer: Optimizer, name: str, holds: bool, expected: str) -
     """ValueError where a setting is out of range or not finite."""
     value = getattr(optimizer, name)
     if not (holds and math.isfinite(value)):
+        expected = expected if math.isfinite(value) else "finite"
         raise ValueError(f"{type(optimizer).__name__}: {name} must be {expected}, got {value!r}")
 
 

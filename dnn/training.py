@@ -124,6 +124,10 @@ class FitSettings:
             if name not in known:
                 import difflib
 
+                if name in ("learning_rate", "lr", "momentum", "beta1", "beta2", "eps"):
+                    raise TypeError(
+                        f"fit has no setting {name!r}: it is the optimizer's, as in optimizer=dnn.Adam(1e-3)"
+                    )
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}"
                 raise TypeError(f"fit has no setting {name!r}{hint}")
@@ -401,7 +405,8 @@ def _check_validation(data: Any, split: Any) -> None:
         if split:
             raise ValueError("give validation_data or validation_split, not both")
         if not (isinstance(data, (tuple, list)) and len(data) == 2):
-            raise TypeError(f"validation_data must be a pair (X, Y), got {type(data).__name__}")
+            length = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
+            raise TypeError(f"validation_data must be a pair (X, Y), got {type(data).__name__}{length}")
 
 
 def _checked_optimizer(optimizer: Optimizer | str) -> Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
@@ -389,3 +390,19 @@ def test_numbers_of_numpy_are_stored_as_what_they_are(tmp_path):
     network.save(tmp_path / "model.h5")
     again = dnn.load(tmp_path / "model.h5")
     assert (again.epochs, again.seed, again.input_scale, again.input_shape) == (3, 2, 0.5, (2, 2))
+
+
+@pytest.mark.parametrize("path", [None, 3, io.BytesIO(), ["m.h5"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(TypeError, match="save takes the path of a file, got"):
+        dnn.Network([2, 1]).save(path)
+
+
+@pytest.mark.parametrize("force", ["False", 0, None, 1.0])
+def test_force_is_true_or_false(force, tmp_path):
+    path = tmp_path / "m.h5"
+    dnn.Network([2, 1], seed=1).save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="force must be True or False"):
+        dnn.Network([2, 1], seed=2).save(path, force=force)
+    assert path.read_bytes() == before

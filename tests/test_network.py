@@ -357,3 +357,15 @@ def test_an_input_scale_that_float32_cannot_hold_is_refused(scale):
     with pytest.raises(ValueError, match=r"input_scale .* in float32: take one that is not"):
         dnn.Network([3, 1], input_scale=scale)
     assert dnn.Network([3, 1], input_scale=scale, dtype="float64").input_scale == scale
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", ">f8", np.dtype(">f4")])
+def test_a_dtype_of_any_byte_order_is_this_machines(dtype):
+    network = dnn.Network([2, 3, 1], dtype=dtype)
+    assert network.dtype.isnative and network.fit(np.ones((4, 2)), [0, 1, 0, 1], epochs=1).history["loss"]
+
+
+@pytest.mark.parametrize("sizes", [[5, [3, 3], 1], [5, (3,), 1], np.ones((2, 2)), np.array(3), "784"])
+def test_layer_sizes_that_are_no_list_of_numbers_are_refused_in_our_words(sizes):
+    with pytest.raises((TypeError, ValueError), match="layer_sizes"):
+        dnn.Network(sizes)

@@ -124,7 +124,7 @@ def test_continues_only_where_nothing_but_the_learning_rate_differs():
     ("make", "complaint"),
     [
         (lambda: SGD(-0.1), "SGD: learning_rate must be at least 0, got -0.1"),
-        (lambda: Adam(float("nan")), "Adam: learning_rate must be at least 0, got nan"),
+        (lambda: Adam(float("nan")), "Adam: learning_rate must be finite, got nan"),
         (lambda: SGD(float("inf")), "learning_rate"),
         (lambda: Momentum(0.1, momentum=1.0), "Momentum: momentum must be at least 0 and below 1, got 1.0"),
         (lambda: Adam(beta1=1.0), "beta1 must be at least 0 and below 1"),

@@ -436,6 +436,23 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
     assert log == ["enter", "step", "step", "wait", "leave"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": 0.1}, "it is the optimizer's, as in optimizer=dnn.Adam(1e-3)"),
+        ({"lr": 0.1}, "it is the optimizer's"),
+        ({"momentum": 0.1}, "it is the optimizer's"),
+        ({"batchsize": 3}, "did you mean batch_size?"),
+        ({"validation_data": (1, 2, 3)}, "must be a pair (X, Y), got tuple of 3"),
+        ({"validation_data": "test"}, "must be a pair (X, Y), got str"),
+    ],
+)
+def test_a_setting_that_fit_does_not_have_or_take_says_where_it_belongs(settings, words):
+    with pytest.raises(TypeError) as error:
+        dnn.Network([2, 3, 1]).fit(np.ones((4, 2)), [0, 1, 0, 1], **settings)
+    assert words in str(error.value)
+
+
 @pytest.mark.parametrize("name, value", [("TQDM_ASCII", "1"), ("TQDM_NCOLS", "x"), ("TQDM_MININTERVAL", "never")])
 def test_a_bar_that_cannot_be_drawn_ends_no_training(name, value, monkeypatch, capsys):
     program = f"""
