@@ -124,8 +124,7 @@ class CupyBackend(Backend):
         return self._products.tf32 if precision == "tf32" else self._products
 
     def compile(self, plan: Plan) -> Callable[..., None]:
-        """One kernel where the step is small; else kernels and products, or what runs it operation by operation, as a
-        CUDA graph."""
+        """One kernel where the step is small; else a CUDA graph of kernels and products."""
         if not compiled_steps():
             return self.run_stepwise(plan)
         step = self._kernels(plan)
@@ -272,9 +271,8 @@ class _Graph:
             self._graphs, self._handle, self._runs = {}, handle, 0
         while times:
             self._runs += 1
-            can_capture = (
-                self._runs > self.WARM_UP and self._cupy.cuda.get_current_stream().ptr != 0
-            )  # not the null one
+            is_null = self._cupy.cuda.get_current_stream().ptr == 0  # which cannot be captured
+            can_capture = self._runs > self.WARM_UP and not is_null
             count = self.MANY if can_capture and times >= self.MANY else 1
             graph = self._graph_of(count) if can_capture else None
             if graph is not None:

@@ -78,11 +78,16 @@ def check_finite(network: Network) -> None:
 
 def _why(network: Network, examples: Examples) -> str:
     """Why answers overflow, and what to do."""
-    X = largest(examples.X) * float(1 if examples.scale is None else examples.scale)
+    X = largest_input(examples)
     found = [f"X reaches {X:.3g}", f"the weights {largest(network.parameters.flat):.3g}"]
     if network.output == "linear" and examples.targets is not None:
         found.insert(1, f"Y {largest(examples.targets):.3g}")
     return f"{', '.join(found)}: scale the data as in training, or train with a lower learning rate"
+
+
+def largest_input(examples: Examples) -> float:
+    """The largest magnitude in X as the network sees it."""
+    return largest(examples.X) * float(1 if examples.scale is None else examples.scale)
 
 
 def largest(array: Array) -> float:

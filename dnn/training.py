@@ -19,7 +19,7 @@ import numpy as np
 from dnn.batches import Batches
 from dnn.data import Examples, prepare
 from dnn.errors import DataError, NonFiniteLossError, check_number, check_switch, check_whole
-from dnn.inference import Evaluation, check_finite, largest, measures
+from dnn.inference import Evaluation, check_finite, largest, largest_input, measures
 from dnn.memory import place
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Adam, Optimizer
@@ -367,7 +367,7 @@ class _Epochs:
         """What to change, the likely cause first."""
         network, rate = self._network, self._state.learning_rate
         found = []
-        X = largest(self._examples.X) * float(1 if self._examples.scale is None else self._examples.scale)
+        X = largest_input(self._examples)
         if X > LARGE:
             found.append(f"X reaches {X:g}: scale it to about 1, as by input_scale={1 / X:.1g}")
         if network.output == "linear" and (Y := largest(self._examples.targets)) > LARGE:

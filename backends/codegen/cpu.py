@@ -13,7 +13,7 @@ from dnn.backends.codegen.loops import Kernel, kernel_of
 from dnn.backends.codegen.runtime import Operation, Program
 from dnn.backends.codegen.runtime import Section as ProgramSection
 from dnn.backends.plan.fusion import Fused, Product, is_reduction
-from dnn.backends.plan.graph import Buffer, Plan, View
+from dnn.backends.plan.graph import Buffer, Plan, View, fully_written
 from dnn.backends.plan.order import fused_in_order
 from dnn.backends.plan.schedule import COLUMNS, ELEMENTS, ROWS, Schedule, Section, Step, schedule
 
@@ -236,7 +236,8 @@ def _shared_memory(schedule: Schedule, fused: Fused, temporaries: list[Buffer]) 
                         positions[access.view.buffer].append((number, at, step))
                 at += 1
     memories: list[tuple[int, list[Buffer]]] = []
-    covered = _fully_written(schedule, temporaries)
+    steps = (step for sections in schedule.phases for section in sections for step in section.steps)
+    covered = fully_written(temporaries, (access.view for step in steps for access in step.writes))
     for buffer in sorted(temporaries, key=lambda b: min((p[1] for p in positions[b]), default=0)):
         uses = positions[buffer]
         for i, (nbytes, buffers) in enumerate(memories):
@@ -269,24 +270,3 @@ def _hands_over(fused: Fused, step: Step, buffer: Buffer) -> bool:
     if any(is_reduction(value) for value in fused.computed(step.operation)):
         return False
     return all(access.own for access in step.reads if access.view.buffer is buffer)
-
-
-def _fully_written(schedule: Schedule, temporaries: list[Buffer]) -> set[Buffer]:
-    """Those of which every element is written before it is read; the others hold zeros where nothing writes."""
-    written: dict[Buffer, list[tuple[int, int]]] = {buffer: [] for buffer in temporaries}
-    for sections in schedule.phases:
-        for section in sections:
-            for step in section.steps:
-                for access in step.writes:
-                    if access.view.buffer in written:
-                        written[access.view.buffer].append(access.view.extent)
-    found = set()
-    for buffer, parts in written.items():
-        end = 0
-        for first, last in sorted(parts):
-            if first > end:
-                break
-            end = max(end, last)
-        if end >= buffer.size:
-            found.add(buffer)
-    return found

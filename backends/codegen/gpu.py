@@ -18,7 +18,7 @@ from dnn.backends.codegen.kernels import Kernel, TooLarge
 from dnn.backends.codegen.tasks import Layout, Task, loop_task
 from dnn.backends.codegen.tiles import product_task, units_of
 from dnn.backends.plan.fusion import Fused, Product
-from dnn.backends.plan.graph import Buffer, Plan, View
+from dnn.backends.plan.graph import Buffer, Plan, View, fully_written
 from dnn.backends.plan.levels import Job, Levels, levels_of, lifetimes
 from dnn.backends.plan.order import fused_in_order
 
@@ -81,7 +81,7 @@ class KernelPlan:
 
     def _build(self, plan: Plan, fused: Fused, levels: Levels, blocks: int) -> list[tuple[int, list[Buffer]]]:
         """Make the operations; gives the temporaries that need memory of the device, as `_slots`."""
-        written = _fully_written(levels)
+        written = fully_written(levels.temporaries, (view for job in levels.jobs for view in job.writes))
         slots = _slots(levels, written)
         # for an estimate, an array need not be on the device, nor be at all
         addresses = {buffer: getattr(getattr(buffer.array, "data", None), "ptr", 0) for buffer in plan.buffers}
@@ -204,22 +204,3 @@ def _local(slots: list[tuple[int, list[Buffer]]], written: set[Buffer]) -> dict[
 
 def _apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return a[1] < b[0] or b[1] < a[0]
-
-
-def _fully_written(levels: Levels) -> set[Buffer]:
-    """Temporaries of which every element is written; the others hold zeros where nothing writes."""
-    extents: dict[Buffer, list[tuple[int, int]]] = {buffer: [] for buffer in levels.temporaries}
-    for job in levels.jobs:
-        for view in job.writes:
-            if view.buffer in extents:
-                extents[view.buffer].append(view.extent)
-    found = set()
-    for buffer, parts in extents.items():
-        end = 0
-        for first, last in sorted(parts):
-            if first > end:
-                break
-            end = max(end, last)
-        if end >= buffer.size:
-            found.add(buffer)
-    return found

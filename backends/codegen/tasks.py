@@ -426,11 +426,11 @@ class _Totals:
             number = code.do(f"zext {name} {number} to {kind}")
         code.line(f"store {kind} {number}, {place}")
 
-    def sum(self, code: Code, first: str, count: int, start: int | None = None) -> str:
-        """`count` numbers from `first` on, combined in their order."""
+    def sum(self, code: Code, first: str, count: int, start: int | None = None, step: int = 1) -> str:
+        """`count` numbers from `first` on, `step` apart, combined in their order."""
         total = ""
         for n in range(count):
-            kind, place = self._place(code, self.start if start is None else start, code.add(first, n))
+            kind, place = self._place(code, self.start if start is None else start, code.add(first, n * step))
             found = code.do(f"load {kind}, {place}")
             name = llvm_type(self.dtype)
             if kind != name:
@@ -450,6 +450,15 @@ class _Totals:
 
 def _totals(task: Task, op: str, dtype: np.dtype, team: int) -> _Totals:
     return _Totals(op, dtype, task.in_shared(_Totals.nbytes(dtype, team)), team)
+
+
+def _merge(task: Task, totals: list[_Totals]) -> None:
+    """The phase in which the first TEAM threads combine what all have left."""
+    code = task.phase()
+    code.only_if(code.below("%thread", TEAM))
+    for each in totals:
+        each.merge(code)
+    code.finish()
 
 
 def _rows(values: Values, reductions: list[Value]) -> Task:
@@ -513,11 +522,7 @@ def _rows(values: Values, reductions: list[Value]) -> Task:
                         head.store(value, result, view)
         code.finish()
         if feeding and team > TEAM:
-            code = task.phase()
-            code.only_if(code.below("%thread", TEAM))
-            for value in feeding:
-                kept[value].merge(code)
-            code.finish()
+            _merge(task, [kept[value] for value in feeding])
     return task
 
 
@@ -575,7 +580,7 @@ def _columns(values: Values, job: Job) -> Task:
     which, group = code.split("%unit", groups)
     j = code.add(code.times(group, across), own)
     code.only_if(code.below(j, columns))
-    sums = {value: code.variable(llvm_type(value.dtype), start_of(value.op, value.dtype)) for value, _ in outputs}
+    sums = {value: kept[value].variable(code) for value, _ in outputs}
     first = code.times(which, piece) if pieces > 1 else "0"
     last = _least(code, code.add(first, piece), rows) if pieces > 1 else str(rows)
     with code.counted(code.add(first, lane), last, lanes) as i:
@@ -594,10 +599,7 @@ def _columns(values: Values, job: Job) -> Task:
     j = code.add(code.times(group, across), "%thread")
     code.only_if(code.do(f"and i1 {code.below('%thread', across)}, {code.below(j, columns)}"))
     for value, view in outputs:
-        total = ""
-        for n in range(lanes):
-            found = kept[value].sum(code, code.add("%thread", n * across), 1)
-            total = found if not total else code.combine(value.op, value.dtype, total, found)
+        total = kept[value].sum(code, "%thread", lanes, step=across)
         if job.into_pieces:
             _store_piece(code, job.partials[value], total, which, j)
         else:
@@ -653,11 +655,7 @@ def _pieces(values: Values, job: Job) -> Task:
         total = _whole_terms(values, code, value, code.add(first, "%thread"), last, THREADS)
         kept[value].leave(code, total, "%thread")
     code.finish()
-    code = task.phase()
-    code.only_if(code.below("%thread", TEAM))
-    for totals in kept.values():
-        totals.merge(code)
-    code.finish()
+    _merge(task, list(kept.values()))
     code = task.phase()
     code.only_if(code.do("icmp eq i32 %thread, 0"))
     for value, buffer in job.partials.items():
@@ -677,7 +675,7 @@ def _single(values: Values, job: Job) -> Task:
         for value in reductions:
             if value in job.partials:
                 pieces = job.partials[value]
-                variable = code.variable(llvm_type(value.dtype), start_of(value.op, value.dtype))
+                variable = kept[value].variable(code)
                 with code.counted("%thread", str(pieces.shape[0]), THREADS) as i:
                     _add(code, value, variable, _load_piece(code, pieces, i, "0"))
                 total = code.do(f"load {llvm_type(value.dtype)}, ptr {variable}")
@@ -686,11 +684,7 @@ def _single(values: Values, job: Job) -> Task:
                 total = _whole_terms(values, code, value, "%thread", str(size), THREADS)
             kept[value].leave(code, total, "%thread")
         code.finish()
-        code = task.phase()
-        code.only_if(code.below("%thread", TEAM))
-        for totals in kept.values():
-            totals.merge(code)
-        code.finish()
+        _merge(task, list(kept.values()))
     code = task.phase()
     code.only_if(code.do("icmp eq i32 %thread, 0"))
     point = Point(values, code, "0", "0")

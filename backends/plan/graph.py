@@ -613,6 +613,24 @@ def constant_of(value: Value) -> np.generic:
     return found
 
 
+def fully_written(buffers: Iterable[Buffer], writes: Iterable[View]) -> set[Buffer]:
+    """Those of which every element is written; the others hold zeros where nothing writes."""
+    extents: dict[Buffer, list[tuple[int, int]]] = {buffer: [] for buffer in buffers}
+    for view in writes:
+        if view.buffer in extents:
+            extents[view.buffer].append(view.extent)
+    found = set()
+    for buffer, parts in extents.items():
+        end = 0
+        for first, last in sorted(parts):
+            if first > end:
+                break
+            end = max(end, last)
+        if end >= buffer.size:
+            found.add(buffer)
+    return found
+
+
 def live_nodes(plan: Plan) -> set[Value]:
     """The nodes that a store needs, stores included."""
     live: set[Value] = set()

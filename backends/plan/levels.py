@@ -43,10 +43,6 @@ class Job:
     writes: list[View] = field(default_factory=list)
     level: int = 0
 
-    @property
-    def macs(self) -> int:
-        return 0 if self.product is None else self.product.sizes[0] * self.product.sizes[1] * self.product.sizes[2]
-
 
 @dataclass
 class Levels:
