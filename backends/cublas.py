@@ -92,6 +92,14 @@ def _operand(array: Array) -> tuple[bool, int]:
     )
 
 
+def _with_gaps(array: Array) -> tuple[bool, int]:
+    """As `_operand`, of what may be columns of a wider matrix."""
+    flags, itemsize = array.flags, array.dtype.itemsize
+    if flags.c_contiguous or flags.f_contiguous or itemsize not in array.strides:
+        return _operand(array)
+    return array.strides[1] != itemsize, max(array.strides) // itemsize
+
+
 class Handle:
     """A cuBLAS handle and its workspace, of one thread on one device."""
 
@@ -147,12 +155,15 @@ class Products:
         """Float32 operands are rounded to TF32 where they are multiplied; other dtypes are as they are."""
         self.bind(a, b, out, tf32=True)()
 
-    def bind(self, a: Array, b: Array, out: Array, *, tf32: bool = False) -> Callable[[], object]:
+    def bind(
+        self, a: Array, b: Array, out: Array, *, tf32: bool = False, strided: bool = False
+    ) -> Callable[[], object]:
         """What computes out = a b, of these arrays, each time it is called: they are examined once.
 
         a (rows, k) or (k,), b (k, columns), each C- or F-contiguous; out (rows, columns) or (columns,), C-contiguous.
+        `strided`: each may be columns of a wider matrix.
         """
-        if not out.flags.c_contiguous:
+        if not (out.flags.c_contiguous or (strided and out.strides[-1] == out.dtype.itemsize)):
             raise ValueError(f"the result of a product must be C-contiguous, got strides {out.strides} for {out.shape}")
         shapes = a.shape, b.shape, out.shape
         if b.ndim != 2 or a.shape[-1:] != b.shape[:1] or out.shape != (*a.shape[:-1], b.shape[1]) or a.ndim > 2:
@@ -162,12 +173,13 @@ class Products:
                 f"a product takes arrays of one dtype, got {a.dtype}, {b.dtype} and {out.dtype}: cast first"
             )
         (k, columns), rows = b.shape, 1 if a.ndim == 1 else a.shape[0]
-        (transA, lda), (transB, ldb) = _operand(a), _operand(b)
+        operand = _with_gaps if strided else _operand
+        (transA, lda), (transB, ldb) = operand(a), operand(b)
         if not (k and out.size):  # there may be no memory to point to
             return partial(out.fill, 0)
-        A, B, C = a.data.ptr, b.data.ptr, out.data.ptr
+        A, B, C, ldc = a.data.ptr, b.data.ptr, out.data.ptr, operand(out)[1]
         bound = self.bind_addresses(
-            out.dtype, rows, columns, k, A, lda, B, ldb, C, columns, transA=transA, transB=transB, tf32=tf32
+            out.dtype, rows, columns, k, A, lda, B, ldb, C, ldc, transA=transA, transB=transB, tf32=tf32
         )
         return partial(bound, a, b, out)  # which keeps them
 

@@ -94,7 +94,7 @@ class KernelStep:
                 self.counts["launches"] += 1
             else:
                 a, b, out = (made.part(view) for view in (operation.A, operation.B, operation.C))
-                self._calls.append(products.bind(a, b, out, tf32=plan.precision == "tf32"))
+                self._calls.append(products.bind(a, b, out, tf32=plan.precision == "tf32", strided=True))
                 self.counts["products"] += 1
         self._kept = made.arrays
         self.is_one_kernel = len(self._calls) == len(made.kernels) == 1

@@ -9,28 +9,41 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from dnn import errors
+from dnn import errors, layers, losses, optimizers, schedules
 from dnn.activations import register_activation
+from dnn.callbacks import EarlyStopping, Event, History
 from dnn.data import open_dataset
-from dnn.losses import Loss, register_loss
+from dnn.gradient_check import GradientCheck, gradient_check
+from dnn.layers import *  # noqa: F403
+from dnn.losses import *  # noqa: F403
 from dnn.model_file import load
 from dnn.network import Network
-from dnn.optimizers import SGD, Adam, Momentum, Optimizer
-from dnn.training import FitSettings, History
+from dnn.optimizers import *  # noqa: F403
+from dnn.range_test import RangeTest, learning_rate_range
+from dnn.schedules import *  # noqa: F403
+from dnn.settings import FitSettings
 
 __all__ = [
-    "SGD",
-    "Adam",
+    "EarlyStopping",
+    "Event",
     "FitSettings",
+    "GradientCheck",
     "History",
-    "Loss",
-    "Momentum",
     "Network",
-    "Optimizer",
+    "RangeTest",
     "__version__",
     "errors",
+    "gradient_check",
+    "layers",
+    "learning_rate_range",
     "load",
+    "losses",
     "open_dataset",
+    "optimizers",
     "register_activation",
-    "register_loss",
+    "schedules",
+    *layers.__all__,
+    *losses.__all__,
+    *optimizers.__all__,
+    *schedules.__all__,
 ]

@@ -1,6 +1,9 @@
 """The exceptions of this package. Invalid settings raise ValueError or TypeError."""
 
+import math
+from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +63,31 @@ def check_rounded(name: str, value: float, dtype: np.dtype, below_one: bool = Fa
     if np.isinf(there) or (there == 0 and value) or (below_one and there >= 1):
         fix = "take one that is not" if dtype == np.float64 else "take one that is not, or a network of dtype float64"
         raise ValueError(f"{name} {value!r} is {there:g} in {dtype}: {fix}")
+
+
+def check_at_least(name: str, value: Any, lowest: int = 1) -> int:
+    """The whole number; TypeError where it is none, ValueError where it is lower than that."""
+    check_whole(name, value)
+    if value < lowest:
+        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    return int(value)
+
+
+def check_finite_number(name: str, value: Any) -> float:
+    """The number; TypeError where it is none, ValueError where it is not finite."""
+    check_number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest choice, unless the setting is one of them."""
+    import difflib
+
+    known = list(choices)
+    if isinstance(value, str) and value in known:
+        return
+    near = difflib.get_close_matches(value.lower(), known, 1, 0.5) if isinstance(value, str) else []
+    hint = f": did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")

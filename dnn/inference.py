@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dnn.backends import Array, backend_of
 from dnn.batches import Batches
-from dnn.data import Examples, new_host_array, prepare_in_parts
+from dnn.data import Examples, new_host_array, prepare, prepare_in_parts
+from dnn.data.scaling import of_answers
 from dnn.errors import NonFiniteLossError
 from dnn.heads import HEADS
+from dnn.layers import walk
+from dnn.metrics import ExactMetric, checked_metrics
 from dnn.network import Network
 from dnn.step import EVALUATE, PREDICT, Order, Step
 
@@ -24,48 +28,95 @@ COMPILE_MIN_MACS = 20_000_000_000
 def _batches(network: Network, examples: Examples, rows: np.ndarray | None, goal: str, optimized: bool) -> Batches:
     if rows is None:
         rows = np.arange(examples.m)
-    batch_size = max(1, ACTIVATION_BYTES // (network.dtype.itemsize * sum(network.layer_sizes)))
+    width = network.members * sum(n_in for _, _, n_in, _ in walk(network.stack, network.layer_sizes[0]))
+    batch_size = max(1, ACTIVATION_BYTES // (network.dtype.itemsize * (width + network.layer_sizes[-1])))
 
-    def bind(examples: Examples, size: int, loading: str, order: Order | None) -> Step:
+    def bind(examples: Examples, size: int, loading: str, order: Order | None, goal: str) -> Step:
         return Step(network, examples, size, goal, loading, order=order)
 
-    return Batches(network.backend, examples, rows, batch_size, bind, network.dtype, optimized)
+    return Batches(network.backend, examples, rows, batch_size, bind, network.dtype, optimized, goal)
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def outputs(network: Network, X: Any) -> np.ndarray:
-    """P (m, K) of all examples, on the host. NonFiniteLossError where it is not finite, or the parameters are not."""
+def outputs(network: Network, X: Any, what: str = "P") -> np.ndarray:
+    """P (m, K) of all examples, on the host; or "spread", the standard deviation of the members' answers.
+
+    In the units of the targets: with a target_scale in float64, since these may have more digits than the network's.
+    NonFiniteLossError where it is not finite, or the parameters are not.
+    """
     with network.backend.stream():
         check_finite(network)
         m, parts = prepare_in_parts(network, X)
-        P = new_host_array("the predictions", (m, network.layer_sizes[-1]), network.dtype)
+        units = of_answers(network)
+        dtype = network.dtype if units is None else np.dtype(np.float64)
+        P = new_host_array("the predictions", (m, network.layer_sizes[-1]), dtype)
         start, optimized = 0, m * network.n_parameters > COMPILE_MIN_MACS
         for examples in parts:
             first = start
             for step in _batches(network, examples, None, PREDICT, optimized):
-                P[start : start + step.batch_size] = network.backend.to_numpy(step.array("P"))
+                P[start : start + step.batch_size] = network.backend.to_numpy(step.array(what))
                 start += step.batch_size
+            if units is not None:
+                shift, factor = units
+                P[first:start] *= factor
+                if what == "P":
+                    P[first:start] += shift
             finite = np.isfinite(P[first:start]).all(axis=1)
             if not finite.all():
-                what = f"the outputs of example {first + int(np.argmin(finite))} are not finite"
-                raise NonFiniteLossError(f"{what} in {network.dtype}: {_why(network, examples)}")
+                which = f"the outputs of example {first + int(np.argmin(finite))} are not finite"
+                raise NonFiniteLossError(f"{which} in {network.dtype}: {_why(network, examples)}")
     return P
 
 
-def evaluate(network: Network, X: Any, Y: Any) -> dict[str, float]:
+def evaluate(
+    network: Network,
+    X: Any,
+    Y: Any,
+    metrics: Sequence[Any] = (),
+    sample_weight: Any = None,
+    class_weight: Mapping[Any, float] | str | None = None,
+    missing: bool = False,
+) -> dict[str, Any]:
     """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
-    loss, metric = 0.0, 0.0
+    exact = checked_metrics(metrics, network.output)
     with network.backend.stream():
         check_finite(network)
+        if exact or sample_weight is not None or class_weight is not None or missing:
+            return _evaluate_whole(network, X, Y, exact, sample_weight, class_weight, missing)
+        loss, metric = 0.0, 0.0
         m, parts = prepare_in_parts(network, X, Y)
         optimized = m * network.n_parameters > COMPILE_MIN_MACS
         for examples in parts:
             # not kept: the next part would be converted beside this one's memory
-            of_part, measured = Evaluation(network, examples, optimized=optimized).totals()
+            of_part, measured, _ = Evaluation(network, examples, optimized=optimized).totals()
             if not math.isfinite(of_part):
                 raise NonFiniteLossError(f"the loss is {of_part} in {network.dtype}: {_why(network, examples)}")
             loss, metric = loss + of_part * (examples.m / m), metric + measured
     return measures(network, loss, metric, m)
+
+
+def _evaluate_whole(
+    network: Network,
+    X: Any,
+    Y: Any,
+    metrics: Sequence[ExactMetric],
+    sample_weight: Any,
+    class_weight: Mapping[Any, float] | str | None,
+    missing: bool,
+) -> dict[str, Any]:
+    """Of all examples at once: metrics that are no sums, and weights of all of them."""
+    from dnn.data.weights import check_some, class_weights, with_weights
+
+    examples = prepare(network, X, Y, missing=missing)
+    plain = with_weights(network, examples, sample_weight)
+    check_some(network, plain, None, "the examples")
+    of_classes = class_weights(network, plain, class_weight, np.arange(examples.m))
+    examples = with_weights(network, examples, sample_weight, of_classes)
+    optimized = examples.m * network.n_parameters > COMPILE_MIN_MACS
+    measured = Evaluation(network, examples, metrics=metrics, optimized=optimized)()
+    if not math.isfinite(measured["loss"]):
+        raise NonFiniteLossError(f"the loss is {measured['loss']} in {network.dtype}: {_why(network, examples)}")
+    return measured
 
 
 def check_finite(network: Network) -> None:
@@ -97,28 +148,67 @@ def largest(array: Array) -> float:
 
 
 class Evaluation:
-    """Loss and metric of these rows of the examples, or of all: bound once, for as often as it is called."""
+    """Loss and metrics of these rows of the examples, or of all: bound once, for as often as it is called."""
 
     def __init__(
-        self, network: Network, examples: Examples, rows: np.ndarray | None = None, *, optimized: bool
+        self,
+        network: Network,
+        examples: Examples,
+        rows: np.ndarray | None = None,
+        *,
+        metrics: Sequence[ExactMetric] = (),
+        optimized: bool,
     ) -> None:
-        self._network = network
+        self._network, self._metrics = network, metrics
         self._m = examples.m if rows is None else len(rows)
         self._batches = _batches(network, examples, rows, EVALUATE, optimized)
+        if metrics:
+            at = slice(None) if rows is None else network.backend.asarray(rows)
+            self._Y, counted = (None if a is None else a[at] for a in (examples.targets, examples.counted))
+            self._counted = None if counted is None or counted.shape[1] > 1 else counted
+            if counted is not None and counted.shape[1] > 1 and bool((counted == 0).any()):
+                raise ValueError("metrics of missing targets: leave out metrics=, or the examples that lack a target")
+            self._P = network.backend.empty((self._m, network.layer_sizes[-1]), network.dtype)
 
-    def __call__(self) -> dict[str, float]:
-        return measures(self._network, *self.totals(), self._m)
+    def __call__(self) -> dict[str, Any]:
+        measured = measures(self._network, *self.totals())
+        return measured | self._measured() if self._metrics else measured
 
     @np.errstate(over="ignore", invalid="ignore")
-    def totals(self) -> tuple[float, float]:
-        """The mean loss and the sum of the metric."""
+    def totals(self) -> tuple[float, float, float]:
+        """The mean loss, the sum of the metric, and the number of examples, or their weight."""
         self._batches.reset()
-        for _ in self._batches.run():
-            pass
+        if not self._metrics:
+            for _ in self._batches.run():
+                pass
+            return self._batches.totals()
+        start = 0
+        for step in self._batches:
+            self._P[start : start + step.batch_size] = step.array("P")
+            start += step.batch_size
         return self._batches.totals()
 
+    @np.errstate(all="ignore")
+    def _measured(self) -> dict[str, Any]:
+        """The metrics that look at all answers at once, with one read of the device."""
+        network, xp = self._network, self._network.backend.xp
+        point = getattr(network.loss_function, "point", None)
+        P, Y = self._P if point is None else point(xp, self._P), self._Y
+        if network.target_scale is not None and Y is not None:
+            shift, factor = (network.backend.asarray(network.statistics[f"target_{n}"]) for n in ("shift", "factor"))
+            P, Y = (a.astype(np.float64) * factor + shift for a in (P, Y))
+        found = [metric(xp, P, Y, self._counted) for metric in self._metrics]
+        asarray = network.backend.asarray
+        flat = network.backend.to_numpy(xp.concatenate([asarray(each, np.float64).reshape(-1) for each in found]))
+        results, start = {}, 0
+        for metric, each in zip(self._metrics, found, strict=True):
+            part = flat[start : start + each.size].reshape(each.shape)
+            results[metric.name] = float(part) if part.ndim == 0 else part
+            start += each.size
+        return results
 
-def measures(network: Network, loss: float, metric: float, m: int) -> dict[str, float]:
+
+def measures(network: Network, loss: float, metric: float, m: float) -> dict[str, Any]:
     """{"loss", metric}: of m examples, from their mean loss and the sum of their metric."""
     measured = HEADS[network.output].metric
-    return {"loss": loss, measured.name: float(measured.value(metric, m, network.layer_sizes[-1]))}
+    return {"loss": loss, measured.name: float(measured.value(metric, m, network.targets)) if m else math.nan}

@@ -8,14 +8,16 @@ import numpy as np
 
 from dnn.backends import Array, Feeder, log_once
 from dnn.backends.plan.stepwise import temporary_bytes
-from dnn.batches import is_loaded, loaded, loading_plan
+from dnn.batches import batches_of, is_loaded, loaded, loading_plan
+from dnn.callbacks import EarlyStopping
 from dnn.data import Examples
 from dnn.errors import NotEnoughMemoryError
+from dnn.layers import walk
 from dnn.network import Network
-from dnn.optimizers import Optimizer
-from dnn.precision import compute_dtype
+from dnn.settings import FitSettings
 from dnn.state import Snapshot, TrainingState
-from dnn.step import FED, GATHERED, IN_PLACE, TRAIN, Order, Step
+from dnn.step import ACCUMULATE, FED, GATHERED, IN_PLACE, TRAIN, Order, Step, load_dtype
+from dnn.updating import keeps_of
 
 GB = 1e9
 RESERVED_BYTES = 256_000_000
@@ -27,10 +29,8 @@ def place(
     examples: Examples,
     validation: Examples | None,
     rows: np.ndarray,
-    batch_size: int,
-    optimizer: Optimizer,
+    settings: FitSettings,
     precision: str | None,
-    limit: float | None,
 ) -> tuple[Examples, Examples | None]:
     """The examples to fit, those rows of them, and those to validate on, each with its X on the device where it fits.
 
@@ -40,14 +40,15 @@ def place(
     """
     backend = network.backend
     free, _ = backend.memory()
+    limit = settings.memory_limit
     room = free if limit is None else int(min(free, limit * GB))
-    batch_size = min(batch_size, len(rows))
+    batch_size = min(settings.batch_size, len(rows))
 
     def to_move(X: Array) -> int:
         return 0 if backend.owns(X) else X.nbytes
 
     def needs(size: int, fed: bool) -> int:
-        return training_bytes(network, examples, rows, size, optimizer, fed, precision)
+        return training_bytes(network, examples, rows, size, settings, fed, precision)
 
     if limit is None and _at_most(network, examples, validation, batch_size) < free:
         return examples.on(backend), None if validation is None else validation.on(backend)
@@ -82,7 +83,8 @@ def place(
 def _at_most(network: Network, examples: Examples, validation: Examples | None, batch_size: int) -> int:
     """More bytes than any training of this network takes: where they are free, no plan need be built to know more."""
     arrays_of_a_batch = arrays_of_the_weights = 64
-    sizes = arrays_of_a_batch * batch_size * sum(network.layer_sizes) + arrays_of_the_weights * network.n_parameters
+    width = sum(n_in for _, _, n_in, _ in walk(network.stack, network.layer_sizes[0])) + sum(network.layer_sizes)
+    sizes = arrays_of_a_batch * batch_size * network.members * width + arrays_of_the_weights * network.n_parameters
     data = sum(2 * part.X.nbytes for part in (examples, validation) if part is not None)
     return 8 * sizes + 32 * examples.m + data + RESERVED_BYTES
 
@@ -100,7 +102,7 @@ def training_bytes(
     examples: Examples,
     rows: np.ndarray,
     batch_size: int,
-    optimizer: Optimizer,
+    settings: FitSettings,
     fed: bool = False,
     precision: str | None = None,
 ) -> int:
@@ -109,18 +111,21 @@ def training_bytes(
     `fed`: X is not there, its batches are brought one by one.
     """
     backend, parameters, m = network.backend, network.parameters, len(rows)
-    dtype = compute_dtype(network.dtype, backend, precision)
-    layout = TrainingState.layout(optimizer, parameters, precision)
+    updating = settings.updating(per_epoch=1)
+    optimizer, keeps = updating.optimizer, keeps_of(network, updating)
+    dtype = load_dtype(network, precision)
+    layout = TrainingState.layout(optimizer, parameters, precision, keeps)
     arrays: dict[str, Array] = {name: _Shape(shape, kind) for name, (shape, kind, _) in layout.items()}
     before = network.training_state
     if before is not None and optimizer.continues(before.optimizer):
         arrays |= before.kept(precision)
     total = sum(array.nbytes for array in arrays.values() if isinstance(array, _Shape))
-    total += Snapshot.nbytes(optimizer, parameters.flat, arrays, backend)
+    total += Snapshot.nbytes(optimizer, parameters, arrays, network.layer_state)
+    total += _copies(settings) * (parameters.flat.nbytes + network.layer_state.flat.nbytes)
     alone, n_in = batch_size >= m, network.layer_sizes[0]
     loading, order = GATHERED, None
     if not alone:
-        order = Order(_Shape((m,), np.dtype(np.int64)), _Shape((1,), np.dtype(np.int64)))
+        order = Order(_Shape((m * network.members,), np.dtype(np.int64)), _Shape((1,), np.dtype(np.int64)))
         total += 2 * order.rows.nbytes + order.position.nbytes  # the order, and another that it is replaced by
     if alone:
         loading = IN_PLACE
@@ -131,12 +136,18 @@ def training_bytes(
             examples = loaded(examples, buffers)
     elif fed:
         loading = FED
-        total += Feeder.AHEAD * batch_size * n_in * examples.X.dtype.itemsize
-    for size in (min(batch_size, m), 0 if alone else m % batch_size):
-        if size:
-            step = Step(network, examples, size, TRAIN, loading, optimizer, arrays, precision, order)
-            total += step.nbytes()
+        total += Feeder.AHEAD * network.members * batch_size * n_in * examples.X.dtype.itemsize
+    for size, waits in dict.fromkeys(batches_of(m, min(batch_size, m), updating.accumulate)):
+        goal = ACCUMULATE if waits else TRAIN
+        total += Step(network, examples, size, goal, loading, updating, arrays, precision, order).nbytes()
     return total
+
+
+def _copies(settings: FitSettings) -> int:
+    """Of the weights, at the end: those trained, those the network is left with, and the best."""
+    stopping = settings.early_stopping
+    restores = isinstance(stopping, EarlyStopping) and stopping.restore_best
+    return 3 if restores else 2 if settings.moving_average is not None else 0
 
 
 def _largest(too_large: int, fits: Callable[[int], bool]) -> int:

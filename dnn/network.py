@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +12,47 @@ import numpy as np
 
 from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
-from dnn.errors import check_number, check_rounded, check_whole
+from dnn.errors import check_at_least, check_choice, check_number, check_rounded, check_whole
 from dnn.heads import HEADS
-from dnn.initializers import INITIALIZERS, initial_weights
-from dnn.losses import LOSSES, Loss, checked_loss
-from dnn.parameters import Parameters
+from dnn.initializers import COURSE, Generator, check_initializer, weights
+from dnn.layers import NORMS, Activation, CategoricalEmbedding, Dense, Dropout, Layer, walk, width_after
+from dnn.layers.ensemble import shared as shared_by_members
+from dnn.losses import LOSSES, GaussianNLL, Loss, checked_loss, outputs_per_target, suits
+from dnn.parameters import Parameters, in_order
 from dnn.state import TrainingState
 
 if TYPE_CHECKING:
     from dnn.training import History
 
 DTYPES = ("float32", "float64")
+INPUT_SCALES, TARGET_SCALES = ("standard", "robust"), ("standard",)
+MOST_MEMBERS = 1024
+OTHER_FAMILY = 4
+"""Of the seeds of weights that are not a dense layer's."""
 
 
 class Network:
-    """A dense network: [LINEAR → activation] × (L−1) → LINEAR → output.
+    """A dense network: [LINEAR → norm → activation → dropout] × (L−1) → LINEAR → output, or the layers in a list.
 
-    layer_sizes   [n_0, n_1, ..., n_L]: the inputs, the hidden layers' units, the outputs
-    activation    of the hidden layers, or a list with one for each: relu, tanh, sigmoid, gelu, or a registered one
+    layer_sizes   [n_0, n_1, ..., n_L]: the inputs, the hidden layers' units, the outputs; with `layers` the inputs
+    layers        the layers spelled out, as in Network(784, [dnn.Dense(256, "gelu"), dnn.Dropout(0.2), dnn.Dense(10)])
+    activation    of the hidden layers, or a list with one for each: see dnn.activations
+    dropout       the rate after each hidden layer, or a list with one for each
+    norm          before each activation: "batch", "layer", "rms" or None, or a list with one for each
     output        sigmoid (one unit: two classes; K units: K independent labels), softmax (K classes), linear (values)
-    initializer   he_, glorot_, lecun_ with normal or uniform; course_small, course_scaled (see dnn.initializers)
-    seed          of the weights, of every epoch's shuffle and of the validation cut, on every backend the same
+    initializer   he_, glorot_, lecun_ with normal or uniform, orthogonal, a number, the course's two, or a list with
+                  one for each dense layer (see dnn.initializers)
+    seed          of the weights, the masks, every epoch's shuffle and the validation cut, on every backend the same
     dtype         float32, float64
-    input_scale   what X is multiplied by; None: 1/255 if the first fit is on bytes, else 1
+    input_scale   what X is multiplied by; "standard": (x − mean) / deviation of each feature; "robust": (x − median) /
+                  interquartile range, with outliers drawn in; both of what the first fit trains on (see
+                  dnn.data.scaling); None: 1/255 if the first fit is on bytes, else 1
+    target_scale  "standard": a linear output learns (y − mean) / deviation of each target. Its answers, in float64, and
+                  all metrics are in y's units, its loss is in those of the deviation
     backend       a backend's name or None for the one in use; the network keeps the backend it was made with
     loss          what is minimised: None, the output's own; or one of dnn.losses, or an object with its two methods
+    members       so many networks in one, trained side by side on shuffles of their own; answers are their mean
+    shared        "tabm": the members share their weights but for factors on inputs and outputs, biases and heads
 
     `parameters["W1"]` is the device's view; assigning to it copies. `epochs` counts those trained so far, `classes`
     names the classes where a data file did, `feature_names` the features where X was a table.
@@ -44,26 +60,46 @@ class Network:
 
     def __init__(
         self,
-        layer_sizes: Sequence[int],
-        activation: str | Sequence[str] = "relu",
+        layer_sizes: Sequence[int] | int,
+        layers: Sequence[Layer] | None = None,
+        *,
+        activation: str | Sequence[str] | None = None,
         output: str = "sigmoid",
-        initializer: str = "he_normal",
+        initializer: str | float | Sequence[str | float] = "he_normal",
+        dropout: float | Sequence[float] = 0.0,
+        norm: str | Sequence[str | None] | None = None,
         seed: int = 0,
         dtype: Any = "float32",
-        input_scale: float | None = None,
+        input_scale: float | str | None = None,
+        target_scale: str | None = None,
         backend: str | None = None,
         loss: str | Loss | None = None,
+        members: int = 1,
+        shared: str | None = None,
     ) -> None:
-        self.check(layer_sizes, activation, output, initializer, seed, dtype, input_scale)
-        self.layer_sizes = tuple(int(size) for size in layer_sizes)
-        self.activation = activation if isinstance(activation, str) else tuple(activation)
+        self.layers = specified(layer_sizes, layers, activation, initializer, dropout, norm)
+        n_in = layer_sizes if layers is not None else layer_sizes[0]  # type: ignore[index]
+        check_settings(
+            n_in, self.layers, output, initializer, seed, dtype, input_scale, target_scale, loss, members, shared
+        )
+        self.layer_sizes = sizes_of(int(n_in), self.layers)  # type: ignore[arg-type]
+        self.spelled_out = layers is not None
+        """Whether the layers were given one by one."""
+        self.activation = _setting(activation or "relu") if layers is None else None
+        self.dropout = None if self.spelled_out else _setting(dropout)
+        self.norm = None if self.spelled_out else _setting(norm)
         self.output = output
         self.loss = loss
         self.loss_function = HEADS[output].loss if loss is None else checked_loss(loss)
-        self.initializer = initializer
+        self.initializer = _setting(initializer)
         self.seed = int(seed)
         self.dtype = np.dtype(dtype).newbyteorder("=")  # "float32" it is, whatever the order of its bytes
-        self.input_scale = None if input_scale is None else float(input_scale)
+        self.input_scale = float(input_scale) if isinstance(input_scale, (int, float, np.number)) else input_scale
+        self.target_scale = target_scale
+        self.members, self.shared = int(members), shared
+        self.statistics: dict[str, np.ndarray] = {}
+        """What "standard" and "robust" scales take from the first fit's data: input_shift, input_factor (n_in,),
+        target_shift, target_factor (K,), in float64."""
         self.input_kind: str | None = None
         """What the automatic input_scale was taken for: 'bytes' or 'numbers'; None where the scale was given."""
         self.input_shape: tuple[int, ...] | None = None
@@ -71,39 +107,75 @@ class Network:
         self.feature_names: list[str] | None = None
         """The columns of the first table fitted, in their order."""
         self.classes: list[str] | None = None
-        self.epochs = 0
+        self.epochs = self.steps = 0
         self.backend: Backend = get_backend(backend)
-        self.parameters = Parameters(self.backend, self.layer_sizes, self.dtype)
-        for layer, W in enumerate(initial_weights(initializer, self.layer_sizes, self.seed), start=1):
-            self.parameters[f"W{layer}"] = W
+        self.stack = self.layers if shared is None else shared_by_members(self.layers, self.members)
+        """The layers as they are computed."""
         self.training_state: TrainingState | None = None
         """What the last fit left for the next to go on with."""
+        self._allocate()
 
-    @staticmethod
-    def check(
-        layer_sizes: Any, activation: Any, output: Any, initializer: Any, seed: Any, dtype: Any, input_scale: Any
-    ) -> None:
-        """ValueError or TypeError where no network can be made of these settings; nothing is allocated."""
-        _check_sizes(layer_sizes)
-        settings: Any = (
-            *(("activation", name, ACTIVATIONS) for name in _each_activation(layer_sizes, activation)),
-            ("output", output, HEADS),
-            ("initializer", initializer, INITIALIZERS),
-            ("dtype", _dtype_name(dtype), DTYPES),
-        )
-        for name, value, choices in settings:
-            if not isinstance(value, str) or value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        check_whole("seed", seed)
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 4294967295, got {seed}")
-        if output == "softmax" and layer_sizes[-1] < 2:
-            raise ValueError("output softmax needs at least 2 units, got 1: use output='sigmoid' for two classes")
-        if input_scale is not None:
-            check_number("input_scale", input_scale)
-            if not (math.isfinite(input_scale) and input_scale > 0):
-                raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
-            check_rounded("input_scale", float(input_scale), np.dtype(dtype))
+    @property
+    def copies(self) -> int:
+        """The members that have all parameters for themselves."""
+        return self.members if self.shared is None else 1
+
+    @property
+    def code_columns(self) -> tuple[int, ...]:
+        """The features that are codes of categories: nothing scales them."""
+        return code_columns(self.layers)
+
+    @property
+    def targets(self) -> int:
+        """The number of targets of an example: fewer than outputs where the loss takes several for each."""
+        return self.layer_sizes[-1] // outputs_per_target(self.loss_function)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters, by name."""
+        return in_order(dict(self._shapes(Layer.shapes)))
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what layers keep beside parameters, by name."""
+        return in_order(dict(self._shapes(Layer.state_shapes)))
+
+    def _shapes(self, which: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for layer, number, n_in, _ in walk(self.stack, self.layer_sizes[0]):
+            for name, shape in getattr(layer, which.__name__)(n_in).items():
+                yield f"{name}{number}", (self.copies, *shape) if self.copies > 1 else tuple(shape)
+
+    def _allocate(self) -> None:
+        self.parameters = Parameters(self.backend, self.shapes, self.dtype)
+        self.layer_state = Parameters(self.backend, self.state_shapes, self.dtype)
+        """What layers keep beside parameters: running statistics, edges of bins."""
+        self._initialize()
+
+    def _initialize(self) -> None:
+        legacy = np.random.RandomState(self.seed)
+        default = self.initializer if not isinstance(self.initializer, tuple) else "he_normal"
+        for member in range(self.copies):
+            families: dict[str, int] = {}
+            for layer, number, n_in, _ in walk(self.stack, self.layer_sizes[0]):
+                # of dense layers [seed, 0, number], and of the others what no other stream begins with
+                family = families.setdefault(layer.family, len(families))
+                key = [0, number] if layer.family == "dense" else [OTHER_FAMILY, family, number]
+                words = np.random.SeedSequence([self.seed, *key, *([member] if member else [])])
+                generator: Generator = np.random.Generator(np.random.PCG64(words))
+
+                def draw(initializer: Any, shape: Any, generator: Generator = generator) -> np.ndarray:
+                    wanted = default if initializer is None else initializer
+                    return weights(wanted, shape, legacy if wanted in COURSE else generator)
+
+                for holder, shapes in (
+                    (self.parameters, layer.shapes(n_in)),
+                    (self.layer_state, layer.state_shapes(n_in)),
+                ):
+                    for name, shape in shapes.items():
+                        view = holder[f"{name}{number}"]
+                        initial = np.broadcast_to(np.asarray(layer.initial(name, shape, draw), np.float64), shape)
+                        part = view if self.copies == 1 else view[member]
+                        part[...] = self.backend.asarray(initial.astype(self.dtype))
 
     def __copy__(self) -> Network:
         return copy.deepcopy(self)  # two networks do not share weights
@@ -116,7 +188,10 @@ class Network:
         name = state.pop("loss_name")
         self.__dict__.update(state)
         # another process may not know a registered activation
-        self.check(self.layer_sizes, self.activation, self.output, self.initializer, self.seed, self.dtype, None)
+        for layer, *_ in walk(self.layers, self.layer_sizes[0]):
+            given = layer.name if isinstance(layer, Activation) else getattr(layer, "activation", None)
+            if given is not None:
+                check_choice("activation", given, ACTIVATIONS)
         if name in LOSSES:  # itself, which a model file can name, and not a copy
             self.loss = LOSSES[name]
         self.loss_function = HEADS[self.output].loss if self.loss is None else checked_loss(self.loss)
@@ -129,8 +204,18 @@ class Network:
 
         return Trainer(self, FitSettings.of(settings)).fit(X, Y)
 
+    def partial_fit(self, X: Any, Y: Any, **settings: Any) -> History:
+        """One pass over X, Y, without a progress bar; by default with the optimizer of the last fit, and its state."""
+        if self.training_state is not None:
+            settings.setdefault("optimizer", self.training_state.optimizer)
+        return self.fit(X, Y, **({"epochs": 1, "verbose": False} | settings))
+
     def predict(self, X: Any) -> np.ndarray:
-        """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K)."""
+        """Class numbers (m,); for several labels 0 or 1 (m, K); for a linear output the values, (m,) or (m, K).
+
+        A loss with several outputs for a target decides what its values are: the mean and the variance, the quantiles.
+        With a target_scale they are in float64.
+        """
         from dnn.inference import outputs
 
         P = outputs(self, X)
@@ -149,11 +234,33 @@ class Network:
         P = outputs(self, X)
         return np.hstack([1 - P, P]) if P.shape[1] == 1 else P
 
-    def evaluate(self, X: Any, Y: Any) -> dict[str, float]:
-        """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output."""
+    def predict_spread(self, X: Any) -> np.ndarray:
+        """The standard deviation of the members' answers, (m,) or (m, outputs): how far they disagree."""
+        if self.members < 2:
+            raise ValueError("a network of one member has no spread: make it with members=8, for example")
+        from dnn.inference import outputs
+
+        spread = outputs(self, X, "spread")
+        return spread[:, 0] if spread.shape[1] == 1 else spread
+
+    def evaluate(
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        metrics: Sequence[Any] = (),
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        missing_targets: str = "error",
+    ) -> dict[str, Any]:
+        """{"loss": ..., "accuracy": ...} over all examples; "rmse" in place of accuracy for a linear output.
+
+        `metrics` adds others, by name (see dnn.metrics); the rest is as in `fit`.
+        """
         from dnn.inference import evaluate
 
-        return evaluate(self, X, Y)
+        check_choice("missing_targets", missing_targets, ["error", "mask"])
+        return evaluate(self, X, Y, metrics, sample_weight, class_weight, missing_targets == "mask")
 
     def save(self, path: str | PathLike[str], force: bool = False) -> None:
         """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""
@@ -164,41 +271,206 @@ class Network:
     # ------------------------------------------------------------------------------------- in words
 
     @property
-    def activations(self) -> list[str]:
-        """Of each hidden layer."""
-        return _each_activation(self.layer_sizes, self.activation)[: len(self.layer_sizes) - 2]
+    def n_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.parameters.shapes.values())
 
     @property
-    def n_parameters(self) -> int:
-        return sum(int(np.prod(shape)) for _, shape in Parameters.shapes(self.layer_sizes))
+    def is_random(self) -> bool:
+        """Whether a training step draws random numbers."""
+        return any(layer.random for layer, *_ in walk(self.stack, self.layer_sizes[0]))
+
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, beside the layer sizes and the layers."""
+        names = ["output", "initializer", "seed", "input_scale", "target_scale", "members", "shared"]
+        if not self.spelled_out:
+            names = ["activation", "dropout", "norm", *names]
+        return {"dtype": self.dtype.name, **{name: getattr(self, name) for name in names}}
 
     def __repr__(self) -> str:
-        return (
-            f"Network({list(self.layer_sizes)}, activation={self.activation!r}, output={self.output!r}, "
-            f"initializer={self.initializer!r}, seed={self.seed}, dtype={self.dtype.name!r}, "
-            f"input_scale={self.input_scale!r}, backend={self.backend.name!r})"
-        )
+        first = f"{self.layer_sizes[0]}, {list(self.layers)}" if self.spelled_out else str(list(self.layer_sizes))
+        always, given = ("activation", "output", "initializer", "seed", "dtype", "input_scale"), self.settings()
+        usual = {"dropout": 0.0, "norm": None, "target_scale": None, "members": 1, "shared": None}
+        shown = [n for n in (*always, *usual) if n in given and (n in always or given[n] != usual[n])]
+        return f"Network({', '.join([first, *(f'{n}={given[n]!r}' for n in shown)])}, backend={self.backend.name!r})"
 
     def summary(self) -> str:
-        """A table of the layers: shapes and parameters; then dtype and backend. Print it."""
-        rows = [("layer", "W", "b", "activation", "parameters")]
-        last = len(self.layer_sizes) - 1
-        for layer in range(1, last + 1):
-            n_in, n_out = self.layer_sizes[layer - 1 : layer + 1]
-            activation = self.output if layer == last else self.activations[layer - 1]
-            rows.append((str(layer), f"({n_out}, {n_in})", f"({n_out},)", activation, f"{n_out * (n_in + 1):,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        """A table of the layers: outputs, parameters with their shapes, multiply-adds an example; dtype and backend."""
+        rows = [("layer", "outputs", "parameters", "shapes", "multiply-adds")]
+        for layer, number, n_in, depth in walk(self.stack, self.layer_sizes[0]):
+            shapes = {f"{name}{number}": shape for name, shape in layer.shapes(n_in).items()}
+            counted = self.copies * sum(math.prod(shape) for shape in shapes.values())
+            listed = "  ".join(f"{name} {shape}" for name, shape in shapes.items())
+            macs = self.copies * layer.macs(n_in)
+            outputs = "" if layer.children else str(layer.n_out(n_in))
+            rows.append(
+                ("  " * depth + in_words(layer), outputs, f"{counted:,}" if counted else "", listed,
+                 f"{macs:,}" if macs else "")
+            )  # fmt: skip
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
-            "  ".join(
-                [*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)), row[-1].rjust(widths[-1])]
-            )
-            for row in rows
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:<{widths[3]}}  {e:>{widths[4]}}".rstrip()
+            for a, b, c, d, e in rows
         ]
         megabytes = self.parameters.flat.nbytes / 1e6
+        of = f"{self.members} members{f' ({self.shared})' if self.shared else ''}, " if self.members > 1 else ""
         lines.append(
-            f"{self.n_parameters:,} parameters, {self.dtype.name}, {megabytes:.2f} MB, backend {self.backend.name}"
+            f"{self.output} output, {of}{self.n_parameters:,} parameters, {self.dtype.name}, {megabytes:.2f} MB, "
+            f"backend {self.backend.name}"
         )
         return "\n".join(lines)
+
+
+def in_words(layer: Layer) -> str:
+    """The class of a layer with its activation or rate, for a line of a table."""
+    layer = getattr(layer, "dense", layer)
+    for name in ("activation", "name", "rate", "kind"):
+        if getattr(layer, name, None) is not None:
+            return f"{type(layer).__name__} {getattr(layer, name)}"
+    return type(layer).__name__
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+def _setting(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def specified(
+    layer_sizes: Any, layers: Any, activation: Any, initializer: Any, dropout: Any, norm: Any
+) -> tuple[Layer, ...]:
+    """The layers that the settings describe; ValueError or TypeError where they describe none."""
+    if layers is not None:
+        if isinstance(layers, str) or not isinstance(layers, Sequence) or not layers:
+            raise TypeError(f"layers must be a list of layers such as [dnn.Dense(64, 'relu')], got {layers!r}")
+        for place, layer in enumerate(layers, start=1):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers: layer {place} must be a layer such as dnn.Dense(64), got {layer!r}")
+        given = {"activation": activation, "dropout": dropout or None, "norm": norm}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} is for networks given by their sizes: write it into the layers")
+        return tuple(layers)
+    if isinstance(layer_sizes, (int, np.integer)) and not isinstance(layer_sizes, bool):
+        raise TypeError(
+            f"layer_sizes must be a list such as [784, 256, 10], or have layers after it, got {layer_sizes}"
+        )
+    _check_sizes(layer_sizes)
+    hidden = len(layer_sizes) - 2
+    activations = _each("activation", activation or "relu", hidden, str)
+    rates, norms = _each("dropout", dropout, hidden, (int, float)), _each("norm", norm, hidden, (str, type(None)))
+    drawn = _each("initializer", initializer, hidden + 1, (str, int, float), "dense")
+    own = drawn if isinstance(initializer, (list, tuple)) else [None] * (hidden + 1)
+    for name in (activation or "relu",) if not hidden and isinstance(activation, str) else activations:
+        check_choice("activation", name, ACTIVATIONS)
+    found: list[Layer] = []
+    for size, name, rate, kind, initial in zip(layer_sizes[1:-1], activations, rates, norms, own[:-1], strict=True):
+        if kind is not None:
+            check_choice("norm", kind, NORMS)
+        if kind is None:
+            found.append(Dense(size, name, initializer=initial))
+        else:  # whatever is added for all of the batch, its mean takes away again
+            found += [Dense(size, bias=kind != "batch", initializer=initial), NORMS[kind](), Activation(name)]
+        if rate != 0:
+            try:
+                found.append(Dropout(rate))
+            except (TypeError, ValueError) as wrong:
+                raise type(wrong)(str(wrong).replace("Dropout: rate", "dropout")) from None
+    return (*found, Dense(layer_sizes[-1], initializer=own[-1]))
+
+
+def _each(name: str, value: Any, count: int, kinds: Any, of: str = "hidden") -> list[Any]:
+    """One for each layer; ValueError where a list has another number of them."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} must be one for all {of} layers, or {count}, one for each; got {len(value)}: {list(value)!r}"
+        )
+    return list(value)
+
+
+def sizes_of(n_in: int, layers: Sequence[Layer]) -> tuple[int, ...]:
+    """The inputs, the units of the dense layers, and the outputs."""
+    dense = [layer.units for layer, *_ in walk(layers, n_in) if isinstance(layer, Dense)]
+    n_out = width_after(layers, n_in)
+    return (n_in, *(dense if dense and dense[-1] == n_out else [*dense, n_out]))
+
+
+def check_settings(
+    n_in: Any,
+    layers: Sequence[Layer],
+    output: Any,
+    initializer: Any,
+    seed: Any,
+    dtype: Any,
+    input_scale: Any,
+    target_scale: Any,
+    loss: Any,
+    members: Any,
+    shared: Any,
+) -> None:
+    """ValueError or TypeError where no network can be made of these settings; nothing is allocated."""
+    check_at_least("layer_sizes: the number of inputs", n_in)
+    check_choice("output", output, HEADS)
+    for each in initializer if isinstance(initializer, (list, tuple)) else [initializer]:
+        check_initializer(each)
+    check_choice("dtype", _dtype_name(dtype), DTYPES)
+    check_whole("seed", seed)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 4294967295, got {seed}")
+    n_out, width = 0, int(n_in)
+    for place, layer in enumerate(layers, start=1):
+        learns = type(layer).learn is not Layer.learn and layer.state_shapes(width)
+        if place > 1 and (learns or isinstance(layer, CategoricalEmbedding)):
+            raise ValueError(f"layers: layer {place}, {in_words(layer)}, needs the data as it is: put it first")
+        try:
+            width = n_out = layer.n_out(width)
+        except ValueError as wrong:
+            raise ValueError(f"layers: layer {place}: {wrong}") from None
+    if output == "softmax" and n_out < 2:
+        raise ValueError("output softmax needs at least 2 units, got 1: use output='sigmoid' for two classes")
+    found = HEADS[output].loss if loss is None else checked_loss(loss)
+    if not suits(found, output):
+        raise ValueError(f"loss {loss!r} is not for output {output!r}: choose another loss, or another output")
+    if n_out % outputs_per_target(found):
+        raise ValueError(f"loss {loss!r} takes {outputs_per_target(found)} outputs for each target, got {n_out} in all")
+    _check_scales(input_scale, target_scale, output, dtype, found)
+    if code_columns(layers) and not isinstance(input_scale, (str, type(None))) and input_scale != 1:
+        raise ValueError(f"input_scale {input_scale!r} would multiply codes of categories: leave it out, or 'standard'")
+    check_at_least("members", members)
+    if members > MOST_MEMBERS:
+        raise ValueError(f"members must be at most {MOST_MEMBERS}, got {members}")
+    if shared is not None:
+        check_choice("shared", shared, ["tabm"])
+        if members < 2:
+            raise ValueError(f"shared={shared!r} is for several members: give members=, as in members=32")
+        shared_by_members(layers, members)
+
+
+def code_columns(layers: Sequence[Layer]) -> tuple[int, ...]:
+    """The features that the first layer takes for codes of categories."""
+    return tuple(layers[0].columns) if isinstance(layers[0], CategoricalEmbedding) else ()
+
+
+def _check_scales(input_scale: Any, target_scale: Any, output: str, dtype: Any, loss: Loss) -> None:
+    if isinstance(input_scale, str):
+        check_choice("input_scale", input_scale, INPUT_SCALES)
+    elif input_scale is not None:
+        check_number("input_scale", input_scale)
+        if not (math.isfinite(input_scale) and input_scale > 0):
+            raise ValueError(f"input_scale must be a finite number above 0, got {input_scale!r}")
+        check_rounded("input_scale", float(input_scale), np.dtype(dtype))
+    if target_scale is not None:
+        check_choice("target_scale", target_scale, TARGET_SCALES)
+        if output != "linear":
+            raise ValueError(f"target_scale is for output 'linear', not for {output!r}: leave it out")
+        of_its_own = hasattr(loss, "answer") or hasattr(loss, "check_targets")
+        if of_its_own and not isinstance(loss, GaussianNLL):
+            raise ValueError(
+                f"target_scale is not for the loss {type(loss).__name__}, whose targets and answers have units of "
+                "their own: leave it out"
+            )
 
 
 def _dtype_name(dtype: Any) -> Any:
@@ -206,16 +478,6 @@ def _dtype_name(dtype: Any) -> Any:
         return np.dtype(dtype).name
     except TypeError:
         return dtype
-
-
-def _each_activation(layer_sizes: Any, activation: Any) -> list[Any]:
-    """One activation for each hidden layer; ValueError where a list has another number of them."""
-    hidden = len(layer_sizes) - 2
-    if not isinstance(activation, (list, tuple)):
-        return [activation] * hidden or [activation]  # an unused one is checked too
-    if len(activation) != hidden:
-        raise ValueError(f"activation must be one for all hidden layers, or {hidden}, one for each; got {activation!r}")
-    return list(activation)
 
 
 def _check_sizes(layer_sizes: Any) -> None:

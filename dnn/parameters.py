@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,48 +16,54 @@ ALIGNED = 32
 """Views start at multiples of this many elements: 64-byte alignment from 16 bits up, same offsets in every dtype."""
 
 
+def is_weight(name: str) -> bool:
+    """Whether the parameter is the matrix of a dense layer: what weight decay and penalties concern."""
+    return name.startswith("W")
+
+
+def in_order(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The shapes in the order in which parameters lie in memory: weights first."""
+    return {name: tuple(shapes[name]) for name in sorted(shapes, key=lambda name: not is_weight(name))}
+
+
 class Parameters(Mapping[str, Array]):
-    """W1..WL (n_out, n_in), then b1..bL (n_out,): views into one buffer, each on a 64-byte boundary.
+    """Named views into one buffer, each on a 64-byte boundary: W1..WL first, then all others.
 
     Reading an item returns the device view; assigning checks the shape and copies into it, from NumPy or the device.
     The gaps between views are zero and stay zero under every update, so an optimizer runs over `flat` in one pass. The
     weights come first, so weight decay applies to a prefix.
     """
 
-    def __init__(self, backend: Backend, layer_sizes: Sequence[int], dtype: Any) -> None:
+    def __init__(self, backend: Backend, shapes: Mapping[str, Sequence[int]], dtype: Any) -> None:
         self.backend = backend
-        self.layer_sizes = tuple(layer_sizes)
         self.dtype = np.dtype(dtype)
-        shapes = dict(self.shapes(self.layer_sizes))
+        self.shapes = in_order(shapes)
         starts, end = {}, 0
-        for name, shape in shapes.items():
+        for name, shape in self.shapes.items():
             starts[name] = end
-            end += -(-int(np.prod(shape)) // ALIGNED) * ALIGNED
-        self._starts, self._shapes = starts, shapes
+            end += -(-math.prod(shape) // ALIGNED) * ALIGNED
+        self._starts = starts
         self.flat = backend.zeros(end, self.dtype)
         self._views = self._make_views()
 
     def _make_views(self) -> dict[str, Array]:
         return {
-            name: self.flat[start : start + int(np.prod(self._shapes[name]))].reshape(self._shapes[name])
+            name: self.flat[start : start + math.prod(self.shapes[name])].reshape(self.shapes[name])
             for name, start in self._starts.items()
         }
 
-    def part(self, buffer: Buffer, name: str) -> View:
-        """The view of that parameter in a plan's buffer of this layout."""
-        return buffer.part(self._starts[name], self._shapes[name])
+    def part(self, buffer: Buffer, name: str, member: int | None = None) -> View:
+        """The view of that parameter in a plan's buffer of this layout; of one of its members where it has several."""
+        start, shape = self._starts[name], self.shapes[name]
+        if member is not None:
+            shape = shape[1:]
+            start += member * math.prod(shape)
+        return buffer.part(start, shape)
 
-    @staticmethod
-    def shapes(layer_sizes: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """The name and shape of every parameter, in the buffer's order."""
-        for layer in range(1, len(layer_sizes)):
-            yield f"W{layer}", (layer_sizes[layer], layer_sizes[layer - 1])
-        for layer in range(1, len(layer_sizes)):
-            yield f"b{layer}", (layer_sizes[layer],)
-
-    def like(self, dtype: Any = None) -> Parameters:
-        """Zeros of the same layout: for gradients, optimizer state or, in another dtype, working copies."""
-        return Parameters(self.backend, self.layer_sizes, dtype or self.dtype)
+    def extent(self, name: str) -> tuple[int, int]:
+        """Where the parameter begins in the buffer, and where the next one does."""
+        start = self._starts[name]
+        return start, start + -(-math.prod(self.shapes[name]) // ALIGNED) * ALIGNED
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_views"}

@@ -112,7 +112,9 @@ def engine_against_numpy(backend: str) -> Figures:
         trained = []
         for name in (backend, "numpy"):
             units = 1 if output == "sigmoid" else 3
-            network = dnn.Network([20, 16, 8, units], activation, output, seed=1, dtype="float64", backend=name)
+            network = dnn.Network(
+                [20, 16, 8, units], activation=activation, output=output, seed=1, dtype="float64", backend=name
+            )
             with capturing(name):
                 history = network.fit(X, Y[output], epochs=3, batch_size=16, optimizer=optimizer, verbose=False)
             trained.append((weights_of(network), np.array(history.history["loss"])))
@@ -128,7 +130,9 @@ def weights_and_shuffles(backend: str) -> Figures:
     different = []
     for initializer, dtype in product(INITIALIZERS, ("float32", "float64")):
         ours, expected = (
-            weights_of(dnn.Network([20, 16, 3], "relu", "softmax", initializer, 1, dtype, backend=name)).tobytes()
+            weights_of(
+                dnn.Network([20, 16, 3], output="softmax", initializer=initializer, seed=1, dtype=dtype, backend=name)
+            ).tobytes()
             for name in (backend, "numpy")
         )
         if ours != expected:
@@ -242,7 +246,7 @@ def fed_against_on_device(backend: str) -> Figures:
 def limit_of_feeding(network: dnn.Network, X: np.ndarray, Y: np.ndarray, batch_size: int) -> float:
     """A memory_limit that fits the training, but not X as well, unless X is no larger than the feeding buffers."""
     examples = prepare(network, X, Y, fitting=True)
-    return (1 + training_bytes(network, examples, np.arange(examples.m), batch_size, dnn.Adam(), fed=True)) / GB
+    return (1 + training_bytes(network, examples, np.arange(examples.m), batch_size, dnn.FitSettings(), fed=True)) / GB
 
 
 def memory_over_fits(backend: str) -> Figures:

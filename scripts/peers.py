@@ -85,7 +85,9 @@ class Dnn(Contender):
     ) -> None:
         self.name = "dnn, plain" if backend == UNCOMPILED else f"dnn on {backend}"
         dtype = "float64" if precision == "float64" else "float32"
-        self.network = dnn.Network(sizes, activation, output_of(sizes), seed=1, dtype=dtype, backend=backend)
+        self.network = dnn.Network(
+            sizes, activation=activation, output=output_of(sizes), seed=1, dtype=dtype, backend=backend
+        )
         self._backend = self.network.backend
         configuration = dnn.Adam(LEARNING_RATE["adam"]) if optimizer == "adam" else dnn.SGD(LEARNING_RATE["sgd"])
         reduced = check_precision(self.network.dtype, self._backend, precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,15 @@ from dnn.precision import check_precision, compute_dtype
 from dnn.state import TrainingState
 from dnn.step import GATHERED, IN_PLACE, TRAIN, Order, Step
 
+
+def shapes_of(sizes: list[int]) -> dict[str, tuple[int, ...]]:
+    """The parameters of dense layers of these sizes."""
+    found: dict[str, tuple[int, ...]] = {}
+    for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
+        found |= {f"W{layer}": (n_out, n_in), f"b{layer}": (n_out,)}
+    return found
+
+
 OUTPUTS = {"sigmoid": 1, "softmax": 10, "linear": 1}
 """Heads, with a number of units that they take."""
 OPTIMIZERS = [dnn.SGD(0.01), dnn.Momentum(0.01), dnn.Adam(0.001)]
@@ -27,7 +37,7 @@ OPTIMIZERS = [dnn.SGD(0.01), dnn.Momentum(0.01), dnn.Adam(0.001)]
 class GivenGradients(Step):
     """A step whose gradients, as its backward pass gives them, are the array `given`: flat, like θ."""
 
-    def _backward(self, dZ: Value, saved: list[dict[str, Any]], weights: Buffer, grad: Buffer) -> None:
+    def _backward(self, dZ: Value, backward: Any, grad: Buffer) -> None:
         self.plan.store(grad, self.plan.read(self._buffer("given", grad.shape, grad.dtype)))
 
 
@@ -127,7 +137,7 @@ def problem(
     biases: bool = True,
 ) -> Problem:
     """A compiled step with its batch of m examples loaded: gathered from them, or in place."""
-    network = dnn.Network(sizes, activation, output, dtype=dtype, backend=backend)
+    network = dnn.Network(sizes, activation=activation, output=output, dtype=dtype, backend=backend)
     X, Y = data(sizes[0], output, sizes[-1], m, of_bytes)
     if biases:
         # with biases of zero a unit whose inputs are all dead sits on relu's kink

@@ -536,6 +536,31 @@ class Module:
     def arange(self, n: int) -> DeviceArray:
         return _result(np.arange(n))
 
+    def ones(self, shape: Any, dtype: Any = float) -> DeviceArray:
+        return _result(np.ones(shape, dtype))
+
+    def zeros(self, shape: Any, dtype: Any = float) -> DeviceArray:
+        return _result(np.zeros(shape, dtype))
+
+    def any(self, a: DeviceArray, axis: Any = None, out: Any = None, keepdims: bool = False) -> DeviceArray:
+        return self._reduce(np.any, a, axis, out, keepdims=keepdims)
+
+    def cumsum(self, a: DeviceArray, axis: int | None = None, dtype: Any = None) -> DeviceArray:
+        return _result(np.cumsum(a.host, axis, dtype))
+
+    def argsort(self, a: DeviceArray, axis: int | None = -1) -> DeviceArray:
+        return _result(np.argsort(a.host, axis))
+
+    def searchsorted(self, a: DeviceArray, v: DeviceArray, side: Any = "left") -> DeviceArray:
+        if a.dtype != v.dtype or a.ndim != 1:
+            raise ValueError("searchsorted in an array (n,), for values of its dtype")
+        return _result(np.searchsorted(a.host, v.host, side))
+
+    def concatenate(self, arrays: Any, axis: int | None = 0) -> DeviceArray:
+        if not all(isinstance(array, DeviceArray) for array in arrays):
+            raise TypeError("Only cupy arrays can be concatenated")
+        return _result(np.concatenate([array.host for array in arrays], axis))
+
     def squeeze(self, a: DeviceArray) -> DeviceArray:
         return DeviceArray(np.squeeze(a.host))
 

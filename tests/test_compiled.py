@@ -49,7 +49,7 @@ DATA = {output: data_of(output) for output in OUTPUTS}
 
 def trained(output: str, optimizer, *, hidden=(16, 32), dtype="float64", activation="relu", **settings):
     X, Y = DATA[output]
-    network = dnn.Network([12, *hidden, OUTPUTS[output]], activation, output, seed=2, dtype=dtype)
+    network = dnn.Network([12, *hidden, OUTPUTS[output]], activation=activation, output=output, seed=2, dtype=dtype)
     settings = {"epochs": 3, "batch_size": 32, "validation_split": 0.1, "verbose": False} | settings
     history = network.fit(X, Y, optimizer=optimizer, **settings)
     return network.parameters.flat.copy(), history.history

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn import batches, training
+from dnn import batches, epochs
 from dnn.backends import Backend
 from dnn.errors import NonFiniteLossError
 from dnn.state import Snapshot, TrainingState
@@ -48,7 +48,7 @@ def everything(network: dnn.Network) -> dict[str, bytes]:
 def test_a_fit_that_diverges_leaves_the_network_at_its_last_finite_epoch(
     sizes, optimizer, batch_size, share, backend: Backend, monkeypatch
 ):
-    monkeypatch.setattr(training._Epochs, "SHARE", share)
+    monkeypatch.setattr(epochs.Epochs, "SHARE", share)
     settings = {"batch_size": batch_size, "optimizer": optimizer}
     network, expected = regression(backend, sizes), regression(backend, sizes)
     with pytest.raises(NonFiniteLossError) as error:

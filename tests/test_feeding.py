@@ -27,6 +27,7 @@ from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
 from dnn.inference import Evaluation
 from dnn.memory import GB, training_bytes
+from dnn.settings import FitSettings
 from dnn.state import TrainingState
 from dnn.step import TRAIN, Order, Step
 
@@ -44,7 +45,9 @@ def too_little(X: np.ndarray, batch_size: int, optimizer: dnn.optimizers.Optimiz
     """GB that hold the training of batches fed, and not X."""
     network = network_of()
     examples = prepare(network, X, Y, fitting=True)
-    return (1 + training_bytes(network, examples, np.arange(m), min(batch_size, m), optimizer, True)) / GB
+    return (
+        1 + training_bytes(network, examples, np.arange(m), min(batch_size, m), FitSettings(optimizer=optimizer), True)
+    ) / GB
 
 
 def trained(X: np.ndarray, backend: str = "standin", **settings):
@@ -190,7 +193,10 @@ def test_validation_data_is_moved_only_where_there_is_room_left_for_it(monkeypat
     roomy = trained(FLOATS, epochs=1, validation_data=(FLOATS, Y))
     network = network_of()
     examples = prepare(network, FLOATS, Y, fitting=True)
-    limit = training_bytes(network, examples, np.arange(203), 16, dnn.Adam(0.01)) + 1.5 * FLOATS.nbytes
+    limit = (
+        training_bytes(network, examples, np.arange(203), 16, FitSettings(optimizer=dnn.Adam(0.01)))
+        + 1.5 * FLOATS.nbytes
+    )
     assert trained(FLOATS, epochs=1, validation_data=(FLOATS, Y), memory_limit=limit / GB) == roomy
     assert seen == [True, False]
 
@@ -210,7 +216,7 @@ def test_a_batch_whose_buffers_take_more_than_the_data_is_not_fed(fed_rows):
     """All of the bytes at once: their float copies are there in any case, and two buffers are more than they are."""
     network = network_of()
     examples = prepare(network, BYTES, Y, fitting=True)
-    limit = training_bytes(network, examples, np.arange(203), 203, dnn.SGD(0.1)) + BYTES.nbytes
+    limit = training_bytes(network, examples, np.arange(203), 203, FitSettings(optimizer=dnn.SGD(0.1))) + BYTES.nbytes
     network.fit(BYTES, Y, epochs=1, batch_size=203, optimizer=dnn.SGD(0.1), memory_limit=(1 + limit) / GB)
     assert fed_rows == []
     with pytest.raises(NotEnoughMemoryError, match="the largest batch that fits is"):
@@ -225,10 +231,10 @@ def batches_of(X: np.ndarray) -> Batches:
     examples = prepare(network, X, Y, fitting=True)
     state = TrainingState(dnn.Adam(0.01), network.parameters)
 
-    def bind(examples: Any, size: int, loading: str, order: Order | None) -> Step:
-        return Step(network, examples, size, TRAIN, loading, state.optimizer, state.arrays, order=order)
+    def bind(examples: Any, size: int, loading: str, order: Order | None, goal: str) -> Step:
+        return Step(network, examples, size, goal, loading, state.optimizer, state.arrays, order=order)
 
-    return Batches(network.backend, examples, np.arange(203), 16, bind, network.dtype)
+    return Batches(network.backend, examples, np.arange(203), 16, bind, network.dtype, goal=TRAIN)
 
 
 @pytest.mark.parametrize("X", [FLOATS, BYTES], ids=["floats", "bytes"])

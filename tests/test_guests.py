@@ -484,7 +484,9 @@ def test_overflow_and_underflow_are_no_errors_whatever_numpy_is_told(
     large, small = 1e3 * X.astype(np.float64), 1e-300 * X.astype(np.float64)
     with np.errstate(all="raise"):
         for output, targets in (("sigmoid", Y), ("softmax", Y), ("linear", large[:, :1])):
-            network = dnn.Network([40, 8, 2 if output == "softmax" else 1], activation, output, seed=1, dtype=dtype)
+            network = dnn.Network(
+                [40, 8, 2 if output == "softmax" else 1], activation=activation, output=output, seed=1, dtype=dtype
+            )
             network.fit(X, targets, epochs=1, batch_size=500, optimizer=dnn.Adam(0.5), verbose=False)
             for inputs in (large, small):
                 network.predict(inputs)

@@ -14,6 +14,7 @@ from dnn.cli import main
 from dnn.data import prepare
 from dnn.errors import NotEnoughMemoryError
 from dnn.memory import training_bytes
+from dnn.settings import FitSettings
 
 
 def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
@@ -46,13 +47,45 @@ def test_the_estimate_is_what_the_device_allocates(
     # a stream's workspace for products is there once and for all
     dnn.Network([2, 1], backend="standin").fit(np.zeros((2, 2)), np.zeros(2), epochs=1)
     for _ in range(2):  # what is there already is not taken again
-        expected = training_bytes(network, examples, np.arange(100), batch_size, optimizer, fed, precision)
+        expected = training_bytes(
+            network, examples, np.arange(100), batch_size, FitSettings(**settings), fed, precision
+        )
         if fed:
             monkeypatch.setattr("dnn.training.place", lambda network, examples, *_: (examples, None))
         before = device.allocated
         network.fit(X, Y, **settings)
         taken = device.allocated - before - of_targets - (0 if fed else X.nbytes)
         assert taken == expected
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])
+@pytest.mark.parametrize("precision", [None, "float16"])
+@pytest.mark.parametrize(
+    ("of_network", "of_fit"),
+    [
+        ({}, {"accumulate": 3, "moving_average": 0.9, "clip_norm": 1.0, "max_norm": 1.0, "l2": 0.01}),
+        ({"norm": "batch", "dropout": 0.2}, {"schedule": "cosine"}),
+        ({"norm": "batch"}, {"accumulate": 2, "optimizer": dnn.AdamW(0.01, factors={"b": 2.0})}),
+        ({"members": 2}, {"optimizer": dnn.Muon(0.01)}),
+    ],
+    ids=str,
+)
+def test_the_estimate_knows_what_else_a_training_keeps(of_network, of_fit, precision, batch_size):
+    X, Y = data(90, "softmax", 7, 100)
+    network = dnn.Network([90, 20, 20, 7], output="softmax", backend="standin", **of_network)
+    settings = FitSettings(**{"epochs": 1, "batch_size": batch_size, "precision": precision} | of_fit)
+    X = network.backend.asarray(X.astype(np.float32))
+    # a stream's workspace for products is there once and for all
+    copy.deepcopy(network).fit(X, Y, **vars(settings))
+    before = device.allocated
+    examples = prepare(network, X, Y, fitting=True)
+    of_targets = device.allocated - before
+    # a second fit with an average compares weights first, in memory that it gives back
+    for _ in range(1 if settings.moving_average else 2):
+        expected = training_bytes(network, examples, np.arange(100), batch_size, settings, precision=precision)
+        before = device.allocated
+        network.fit(X, Y, **vars(settings))
+        assert device.allocated - before - of_targets == expected
 
 
 @pytest.mark.parametrize("copied", [False, True])
@@ -66,7 +99,7 @@ def test_the_estimate_knows_what_a_fit_in_another_precision_or_a_copy_has_yet_to
     before = device.allocated
     examples = prepare(network, X, Y, fitting=True)
     of_targets = device.allocated - before
-    expected = training_bytes(network, examples, np.arange(100), 16, settings["optimizer"], precision=precision)
+    expected = training_bytes(network, examples, np.arange(100), 16, FitSettings(**settings), precision=precision)
     before = device.allocated
     network.fit(X, Y, precision=precision, **settings)
     assert device.allocated - before - of_targets == expected

@@ -196,7 +196,10 @@ DAMAGE = {
     "no parameters": (lambda file: file.__delitem__("parameters"), "no group 'parameters'"),
     "no format": (lambda file: file.attrs.__delitem__("format"), "not a model of dnn"),
     "a format of other type": (lambda file: file.attrs.__setitem__("format", 7), "not a model of dnn"),
-    "a newer version": (lambda file: file.attrs.__setitem__("format_version", 2), "model format 2, but .* reads 1"),
+    "a newer version": (
+        lambda file: file.attrs.__setitem__("format_version", 3),
+        "model format 3, but .* reads 1 to 2",
+    ),
     "no architecture": (lambda file: file.__delitem__("architecture"), "architecture is not a data set"),
     "no JSON": (set_architecture("{"), "architecture cannot be used"),
     "JSON of another kind": (set_architecture("[1]"), "architecture cannot be used"),

@@ -134,14 +134,14 @@ def test_a_loss_is_a_name_or_an_object_with_its_two_methods():
 
 def test_a_model_file_keeps_a_registered_loss_and_activations_by_their_names(tmp_path, monkeypatch):
     own = MySquaredError()
-    network = dnn.Network([5, 4, 3, 1], ["relu", "gelu"], "linear", loss=own)
+    network = dnn.Network([5, 4, 3, 1], activation=["relu", "gelu"], output="linear", loss=own)
     with pytest.raises(ValueError, match=r"dnn\.register_loss"):
         network.save(tmp_path / "model.h5")
     assert not (tmp_path / "model.h5").exists()
     dnn.register_loss("mine", own)
     network.save(tmp_path / "model.h5")
     again = dnn.load(tmp_path / "model.h5")
-    assert again.loss_function is own and again.activations == ["relu", "gelu"]
+    assert again.loss_function is own and again.activation == network.activation == ("relu", "gelu")
     assert again.evaluate(X, Y) == network.evaluate(X, Y)
     monkeypatch.delitem(LOSSES, "mine")
     with pytest.raises(ModelFileError, match="loss must be one of"):

@@ -306,10 +306,19 @@ def random_function(seed: int, n: int):
         def held(value):
             return xp.maximum(xp.minimum(value, 50), -50)
 
+        def turned(a, b, by, axis=0):
+            """The end of one array and the beginning of another."""
+            if by == 0:
+                return a
+            if axis == 1:
+                return xp.concatenate([a[:, by:], b[:, :by]], axis=1)
+            return xp.concatenate([a[by:], b[:by]])
+
         for _ in range(choose.randint(2, 12)):
             a, b = one_of(elements, elements, rows, columns, scalars), one_of(elements, rows, columns, scalars)
             e = one_of(elements)
-            kind = choose.randint(0, 14)
+            kind = choose.randint(0, 21)
+            i, j = choose.randrange(len(E)), choose.randrange(n)
             if kind == 0:
                 elements.append(held(e + b))
             elif kind == 1:
@@ -340,6 +349,26 @@ def random_function(seed: int, n: int):
             elif kind == 13:
                 elements.append(held(xp.dot(e, W) + b))
                 flats.append(held(one_of(flats) + one_of(scalars)))
+            elif kind == 14:
+                elements.append(turned(e, one_of(elements), i))
+            elif kind == 15:
+                elements.append(turned(e, one_of(elements), j, axis=1))
+            elif kind == 16:
+                elements.append(held(one_of(elements) - one_of(elements)[i : i + 1]))
+                rows.append(e[:, j : j + 1])
+            elif kind == 17:
+                columns.append(held(xp.sum(e[i:, j:], axis=1, keepdims=True)[:1] + one_of(columns)))
+                columns[-1] = columns[-1].reshape(n)
+                flats.append(turned(one_of(flats), one_of(flats) + 1, 7))
+            elif kind == 18:
+                elements.append(held(xp.dot(e[:, : j + 1], W[: j + 1])))
+            elif kind == 19:
+                both = xp.concatenate([held(e + b), one_of(elements)], axis=1)
+                elements.append(held(xp.dot(both[:, j : j + n], W)))
+            elif kind == 20:
+                below = xp.concatenate([held(xp.dot(e, W)), one_of(elements)])
+                elements.append(below[i : i + len(E)])
+                rows.append(xp.max(below[i:], axis=1, keepdims=True)[: len(E)])
             else:
                 W = held(xp.dot(e.T, one_of(elements)))
         return (*(choose.choice(found) for found in (elements, rows, columns, scalars, flats)), elements[-1])
@@ -397,6 +426,9 @@ OPERATIONS_ON_MEMORY = {
     "sum of rows": lambda xp, a: held(xp, xp.sum(a, axis=1, keepdims=True)),
     "sum of columns": lambda xp, a: held(xp, xp.sum(a, axis=0)),
     "sum": lambda xp, a: held(xp, xp.sum(a)).reshape(1),
+    "rows of both": lambda xp, a, b: xp.concatenate([a[-1:], b])[: len(b)],
+    "columns of both": lambda xp, a, b: xp.concatenate([b + 1, a[:, :1]], axis=1)[:, 1:],
+    "a column": lambda xp, a, b: held(xp, a[:, -1:] + b * 2),
     "product": lambda xp, a, b: held(xp, xp.dot(a, b)),
     "product of columns": lambda xp, a, b: held(xp, xp.dot(a.T, b)),
 }
@@ -411,15 +443,20 @@ def check_random_stores(seed: int, way: str) -> None:
     choose, generator = random.Random(seed), np.random.default_rng(seed)
     m, n = choose.choice([1, 2, 5, 17, 40]), choose.choice([1, 2, 3, 9, 33])
     shapes = {"E": (m, n), "F": (m, n), "W": (n, n), "R": (m, 1), "C": (n,), "D": (n,), "S": (1,)}
-    shapes |= {"theta": (3 * n * n + 5,), "state": (3 * n * n + 5,)}
+    shapes |= {"theta": (3 * n * n + 5,), "state": (3 * n * n + 5,), "wide": (m + 1, 2 * n + 1)}
     expected = {name: generator.integers(-5, 6, shape).astype(np.float64) for name, shape in shapes.items()}
     plan = Plan()
     buffers = {name: plan.array(name, array.copy()) for name, array in expected.items()}
+    columns = {"columns of wide": ((0, m), (1, n + 1)), "more columns of wide": ((1, m + 1), (n + 1, 2 * n + 1))}
+    columns |= {"the first columns of wide": ((0, m), (0, n))}
     parts = {"a matrix of theta": (choose.choice([0, n * n]), (n, n)), "a row of theta": (2 * n * n + 3, (n,))}
 
     def one_of(*names):
         """A buffer or a part of one: in the plan, and NumPy's."""
         name = choose.choice(names)
+        if name in columns:
+            bounds = (first, last), (left, right) = columns[name]
+            return buffers["wide"].whole().block(bounds), expected["wide"][first:last, left:right]
         if name not in parts:
             return buffers[name].whole(), expected[name]
         start, shape = parts[name]
@@ -431,13 +468,15 @@ def check_random_stores(seed: int, way: str) -> None:
         place[1][...] = result
 
     matrix, row, flat = ("W", "a matrix of theta"), ("C", "D", "a row of theta"), ("theta", "state")
+    E, elementwise = ("E", "F", *columns), ("add", "multiply", "subtract", "where", "maximum")
     kinds = [
-        (("add", "multiply", "subtract", "where", "maximum"), ("E", "F"), ("E", "F", "R", "C", "S"), ("E", "F")),
-        (("add", "multiply", "subtract", "where", "maximum"), ("E", "F"), ("E", "F", "R", "C", "S"), ("E", "F")),
-        (("sum of rows",), ("E", "F"), None, ("R",)),
-        (("sum of columns",), ("E", "F"), None, row),
-        (("product",), ("E", "F"), matrix, ("E", "F")),
-        (("product of columns",), ("E", "F"), ("E", "F"), matrix),
+        (elementwise, ("E", "F"), ("E", "F", "R", "C", "S"), ("E", "F")),
+        (elementwise, E, (*E, "R", "C", "S"), E),
+        (("rows of both", "columns of both", "a column"), E, E, E),
+        (("sum of rows",), E, None, ("R",)),
+        (("sum of columns",), E, None, row),
+        (("product",), E, matrix, E),
+        (("product of columns",), E, E, matrix),
         (("add", "multiply", "subtract"), flat, (*flat, "S"), flat),
         (("sum",), ("E", "theta", "R"), None, ("S",)),
         (("add", "subtract"), row, ("C", "D", "S"), row),
@@ -449,8 +488,8 @@ def check_random_stores(seed: int, way: str) -> None:
         value = plan.call(function, *(place for place, _ in operands))
         result = np.array(function(np, *(array for _, array in operands)))
         store(one_of(*into), value, result)
-        if into == ("E", "F") and choose.random() < 0.3:  # used again, where it was stored
-            store(one_of("E", "F"), plan.call(lambda xp, a: held(xp, a + 1), value), held(np, result + 1))
+        if "E" in into and choose.random() < 0.3:  # used again, where it was stored
+            store(one_of(*into), plan.call(lambda xp, a: held(xp, a + 1), value), held(np, result + 1))
     runner(plan, way)()
     for name, array in expected.items():
         np.testing.assert_array_equal(buffers[name].array, array, err_msg=f"seed {seed}, {way}, {name}")

@@ -17,16 +17,20 @@ from ml_dtypes import bfloat16
 from oracles import apart, torch_gradients, torch_optimizer, torch_or_skip
 
 import dnn
-from dnn import functional, step, training
+from dnn import functional, progress, step, updating
 from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
 from dnn.backends.cupy_backend import _precisions
 from dnn.backends.plan import Buffer
+from dnn.batches import in_place
 from dnn.cli import main
 from dnn.data import prepare
 from dnn.memory import GB, training_bytes
 from dnn.precision import INITIAL_LOSS_SCALE
-from dnn.step import GATHERED, GRADIENTS, IN_PLACE, Step
+from dnn.settings import FitSettings
+from dnn.state import TrainingState
+from dnn.step import ACCUMULATE, GATHERED, GRADIENTS, IN_PLACE, TRAIN, Step
+from dnn.updating import Updating, keeps_of
 
 OUTPUTS = {"sigmoid": 3, "softmax": 5, "linear": 3}
 OPTIMIZERS = [dnn.SGD(0.05), dnn.Momentum(0.05), dnn.Adam(0.01)]
@@ -86,7 +90,7 @@ def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activ
 
 def test_a_gradient_that_was_not_unscaled_would_be_seen(monkeypatch):
     exact = recorded(None)
-    monkeypatch.setattr(step, "_unscaled", lambda xp, grad, loss_scale, finite, dtype: grad.astype(dtype))
+    monkeypatch.setattr(updating, "_unscaled", lambda xp, grad, loss_scale, finite, dtype: grad.astype(dtype))
     low = recorded("float16")
     for case in (exact, low):
         case.run()
@@ -155,9 +159,11 @@ def test_batches_fed_from_the_host_give_what_those_on_the_device_give(precision,
     monkeypatch.setattr(backend, "feeder", lambda *given: feeders.append(given) or feeder(*given), raising=False)
     for fed in (False, True):
         network = dnn.Network([300, 8, 3], output="softmax", input_scale=1 / 255, backend="standin")
-        examples, optimizer, rows = prepare(network, X, Y, fitting=True), dnn.Adam(), np.arange(200)
-        limit = (1 + training_bytes(network, examples, rows, 16, optimizer, True, precision)) / GB if fed else None
-        network.fit(X, Y, epochs=2, batch_size=16, optimizer=optimizer, memory_limit=limit, precision=precision)
+        examples, settings, rows = prepare(network, X, Y, fitting=True), FitSettings(), np.arange(200)
+        limit = (1 + training_bytes(network, examples, rows, 16, settings, True, precision)) / GB if fed else None
+        network.fit(
+            X, Y, epochs=2, batch_size=16, optimizer=settings.optimizer, memory_limit=limit, precision=precision
+        )
         weights.append(network.parameters.flat.get())
     assert len(feeders) == 1
     np.testing.assert_array_equal(*weights)
@@ -243,7 +249,7 @@ def test_what_is_set_between_epochs_is_what_the_next_step_computes_with(precisio
         losses.append(measured["loss"])
         network.parameters.flat.fill(0)
 
-    monkeypatch.setattr(training._Progress, "epoch_done", zeroing)
+    monkeypatch.setattr(progress.Progress, "epoch_done", zeroing)
     network.fit(SOME_X, SOME_Y, epochs=3, batch_size=40, precision=precision)
     # of logits that are all 0
     assert losses[1:] == [pytest.approx(np.log(3), rel=1e-6)] * 2 and abs(losses[0] - losses[1]) > 0.01
@@ -296,13 +302,60 @@ def test_an_overflow_leaves_every_bit_and_halves_the_scale(good_steps, optimizer
     assert case.everything() == untroubled.everything() != before
 
 
+def with_updating(**settings: Any) -> tuple[TrainingState, dict[str, Any], dict[str, Step]]:
+    """The state, the arrays that an update changes, and the steps of a training on one batch in float16."""
+    network = dnn.Network([20, 24, 5], output="softmax", backend="standin")
+    update, its = Updating(dnn.Momentum(0.1), **settings), network.backend
+    state = TrainingState(update.optimizer, network.parameters, keeps_of(network, update))
+    state.set_precision("float16", network.parameters)
+    examples = prepare(network, SOME_X[:8].repeat(5, axis=1), np.arange(8) % 5, fitting=True).on(its)
+    examples = in_place(its, examples, np.arange(8), np.dtype(np.float16))
+    steps = {}
+    for goal in (ACCUMULATE, TRAIN) if update.accumulate > 1 else (TRAIN,):
+        steps[goal] = Step(network, examples, 8, goal, IN_PLACE, update, state.arrays, "float16").compile()
+    names = [name for name in ("velocity", "average") if name in state.arrays]
+    return state, {"theta": network.parameters.flat, **{name: state.arrays[name] for name in names}}, steps
+
+
+def test_an_overflow_leaves_the_average_and_weights_beyond_their_bound_too():
+    state, arrays, steps = with_updating(moving_average=0.5, max_norm=0.1)
+    state.arrays["average"].fill(1)
+    before = {name: array.get() for name, array in arrays.items()}
+    for scale, same in ((2.0**24, True), (2.0**10, False)):
+        state.arrays["loss_scale"].fill(scale)
+        with np.errstate(all="ignore"):
+            steps[TRAIN]()
+        assert all(np.array_equal(array.get(), before[name]) == same for name, array in arrays.items())
+        np.testing.assert_array_equal(state.arrays["weights"].get(), arrays["theta"].get().astype(np.float16))
+    assert state.arrays["good_steps"].get()[0] == 1
+
+
+def test_gradients_of_several_batches_are_added_without_their_scale_and_one_overflow_skips_their_update():
+    _, expected, alone = with_updating()
+    alone[TRAIN]()
+    state, arrays, steps = with_updating(accumulate=2)
+    before = arrays["theta"].get()
+    # one batch after the other overflows; the next update is as if there had been none
+    for overflowing in (ACCUMULATE, TRAIN):
+        for goal in (ACCUMULATE, TRAIN):
+            state.arrays["loss_scale"].fill(2.0**24 if goal == overflowing else 2.0**10)
+            with np.errstate(all="ignore"):
+                steps[goal]()
+        np.testing.assert_array_equal(arrays["theta"].get(), before)
+        assert not state.arrays["gradients"].get().any() and state.arrays["examples"].get()[0] == 0
+    state.arrays["loss_scale"].fill(INITIAL_LOSS_SCALE)
+    steps[ACCUMULATE]()
+    steps[TRAIN]()  # twice the same batch
+    np.testing.assert_allclose(arrays["theta"].get(), expected["theta"].get(), rtol=1e-6, atol=1e-7)
+
+
 class Spoiled(Step):
     """A step with one gradient that is what `wrong` is."""
 
     parameter = "W1"
 
-    def _backward(self, dZ: Any, saved: Any, weights: Buffer, grad: Buffer) -> None:
-        super()._backward(dZ, saved, weights, grad)
+    def _backward(self, dZ: Any, backward: Any, grad: Buffer) -> None:
+        super()._backward(dZ, backward, grad)
         part = self._network.parameters.part(grad, self.parameter)
         last = grad.part(part.start + part.size - 1, (1,))
         self.plan.store(last, self.plan.read(self._buffer("wrong", 1, grad.dtype)))
@@ -321,7 +374,7 @@ def test_one_gradient_that_is_not_finite_is_an_overflow(name, wrong, monkeypatch
 
 
 def test_the_scale_grows_after_so_many_good_steps_in_a_row(monkeypatch):
-    monkeypatch.setattr(step, "INTERVAL", 3)
+    monkeypatch.setattr(updating, "INTERVAL", 3)
     case = problem("float16", m=32)
     seen = []
 
@@ -344,7 +397,7 @@ def test_the_scale_grows_after_so_many_good_steps_in_a_row(monkeypatch):
 
 
 def test_the_scale_stays_within_bounds_where_nothing_is_finite(monkeypatch):
-    monkeypatch.setattr(step, "INTERVAL", 1)
+    monkeypatch.setattr(updating, "INTERVAL", 1)
     case = problem("float16", "linear")
     case.examples.targets.fill(np.inf)
     case.run(20)
@@ -360,7 +413,7 @@ def test_the_scale_stays_within_bounds_where_nothing_is_finite(monkeypatch):
 @pytest.mark.parametrize("optimizer", [dnn.SGD(0.1), dnn.Momentum(0.1), dnn.Adam(0.01)], ids=str)
 def test_scale_and_weights_are_those_of_pytorchs_grad_scaler(optimizer, monkeypatch):
     torch = torch_or_skip()
-    monkeypatch.setattr(step, "INTERVAL", 3)
+    monkeypatch.setattr(updating, "INTERVAL", 3)
     case = problem("float16", optimizer=optimizer, kind=GivenGradients)
     theta = torch.nn.Parameter(torch.tensor(case.theta))
     peer = torch_optimizer(optimizer, theta)
@@ -380,7 +433,7 @@ def test_scale_and_weights_are_those_of_pytorchs_grad_scaler(optimizer, monkeypa
 
 
 def test_a_second_fit_goes_on_with_the_scale_and_three_and_three_are_six(monkeypatch):
-    monkeypatch.setattr(step, "INTERVAL", 5)
+    monkeypatch.setattr(updating, "INTERVAL", 5)
     monkeypatch.setattr("dnn.state.INITIAL_LOSS_SCALE", 2.0**8)
     X, Y = np.random.default_rng(0).standard_normal((64, 4)), np.arange(64) % 3
     together, parted = (dnn.Network([4, 8, 3], output="softmax", backend="standin") for _ in range(2))
@@ -529,9 +582,9 @@ def test_the_command_line_trains_in_it_or_says_in_a_line_why_not(tmp_path, monke
     error = capsys.readouterr().err
     assert "got 'bfloat16'" in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(SystemExit, match="2"):
-        main(["train", "a.h5", "--precision", "bf16"])
-    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["train", "a.h5", "--precision", "bf16"]) == 2
+    error = capsys.readouterr().err
+    assert "got 'bf16'" in error and error.count("\n") == 1
     for precision in ("float16", "float32"):
         arguments = ["train", "a.h5", "--precision", precision, "--backend", "standin", "--epochs", "1", "--quiet"]
         assert main([*arguments, "--out", precision, "--json"]) == 0

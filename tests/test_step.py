@@ -187,10 +187,10 @@ def batches_of(case: Problem, batch_size: int) -> Batches:
     """A training on the problem's examples."""
     m = case.examples.m
 
-    def bind(examples: Any, size: int, loading: str, order: Order | None) -> Step:
-        return Step(case.network, examples, size, TRAIN, loading, case.state.optimizer, case.state.arrays, order=order)
+    def bind(examples: Any, size: int, loading: str, order: Order | None, goal: str) -> Step:
+        return Step(case.network, examples, size, goal, loading, case.state.optimizer, case.state.arrays, order=order)
 
-    return Batches(case.backend, case.examples, np.arange(m), batch_size, bind, case.network.dtype)
+    return Batches(case.backend, case.examples, np.arange(m), batch_size, bind, case.network.dtype, goal=TRAIN)
 
 
 def test_an_epoch_on_the_device_is_a_replay_a_batch_and_no_copy(in_form):

@@ -31,14 +31,14 @@ LAYERS = [
     {"dnn.backends"},
     {"dnn.errors", "dnn.files"},
     {"dnn.functional", "dnn.parameters", "dnn.initializers"},
-    {"dnn.activations", "dnn.losses", "dnn.metrics", "dnn.optimizers", "dnn.precision"},
-    {"dnn.heads", "dnn.state"},
+    {"dnn.activations", "dnn.losses", "dnn.metrics", "dnn.optimizers", "dnn.precision", "dnn.schedules"},
+    {"dnn.heads", "dnn.state", "dnn.layers", "dnn.callbacks"},
     {"dnn.network"},
-    {"dnn.data"},
-    {"dnn.step"},
+    {"dnn.data", "dnn.updating"},
+    {"dnn.step", "dnn.settings", "dnn.interrupt", "dnn.progress"},
     {"dnn.batches"},
     {"dnn.inference"},
-    {"dnn.memory"},
+    {"dnn.memory", "dnn.epochs"},
     {"dnn.training", "dnn.model_file", "dnn.course"},
     {"dnn"},
     {"dnn.cli"},
@@ -50,6 +50,7 @@ UPWARDS = {
     ("dnn.network", "dnn.training"),  # Network.fit
     ("dnn.network", "dnn.inference"),  # predict, evaluate
     ("dnn.network", "dnn.model_file"),  # Network.save
+    ("dnn.callbacks", "dnn.progress"),  # a History in words
     ("dnn.model_file", "dnn"),  # the version
     ("dnn.parameters", "dnn.data.sources"),  # what is assigned is converted as X is
     ("dnn.backends.base", "dnn.backends"),  # a copy of a backend is the backend of that name

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn import batches, training
+from dnn import batches, progress, training
 from dnn.backends import Backend, get_backend
 from dnn.errors import DataError, NonFiniteLossError
 from dnn.step import TRAIN, Step
@@ -254,7 +254,9 @@ def test_a_non_finite_loss_ends_the_training_and_says_what_to_do():
 
 
 def held_out(split, m: int) -> int:
-    rows, _ = training._split(network_of(), m, training.FitSettings(validation_split=split).validation_split)
+    rows, _ = training.split_rows(
+        network_of(), np.arange(m)[:, None], training.FitSettings(validation_split=split).validation_split
+    )
     return 0 if rows is None else len(rows)
 
 
@@ -264,7 +266,7 @@ def test_validation_split_is_a_decimal_share():
         for percent in range(1, 100):
             expected = -(-percent * m // 100)
             if expected < m:
-                assert len(training._split(network, m, percent / 100)[0]) == expected
+                assert len(training.split_rows(network, np.arange(m)[:, None], percent / 100)[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -443,7 +445,7 @@ def test_the_whole_fit_is_queued_on_the_backends_stream_and_waited_for(monkeypat
         ({"lr": 0.1}, "it is the optimizer's"),
         ({"momentum": 0.1}, "it is the optimizer's"),
         ({"batchsize": 3}, "did you mean batch_size?"),
-        ({"validation_data": (1, 2, 3)}, "must be a pair (X, Y), got tuple of 3"),
+        ({"validation_data": (1, 2, 3, 4)}, "must be a pair (X, Y), got tuple of 4"),
         ({"validation_data": "test"}, "must be a pair (X, Y), got str"),
     ],
 )
@@ -602,14 +604,14 @@ def test_the_bar_fits_the_terminal_and_the_last_figures_remain(columns, scale, t
 def test_an_interrupted_fit_leaves_the_figures_of_its_last_epoch(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    done = training._Bar.epoch_done
+    done = progress._Bar.epoch_done
 
     def interrupted(bar, epoch, measured) -> None:
         done(bar, epoch, measured)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Bar, "epoch_done", interrupted)
+    monkeypatch.setattr(progress._Bar, "epoch_done", interrupted)
     with pytest.raises(KeyboardInterrupt):
         network_of().fit(X, Y, epochs=30)
     assert terminal.text.splitlines()[-1].startswith("epoch 2/30: loss")

@@ -102,7 +102,7 @@ class CompiledPlan:
             B,
             ldb,
             0 if in_scratch else addresses[C.buffer] + C.start * dtype.itemsize,
-            n,
+            C.strides[0] if m > 1 else n,
             transA=transA,
             transB=transB,
             mode={ROWS: Mode.ROWS, COLUMNS: Mode.COLUMNS, ELEMENTS: Mode.ELEMENTS}[step.cut.axis],
@@ -250,7 +250,8 @@ def _shared_memory(schedule: Schedule, fused: Fused, temporaries: list[Buffer]) 
                 break
             alike = before.shape == buffer.shape and before.dtype == buffer.dtype
             one_section = alike and _in_one_section(positions[before], uses)
-            if one_section and (last[1] < first[1] or (last[1] == first[1] and _hands_over(fused, last[2], before))):
+            handed = one_section and last[1] == first[1] and _hands_over(fused, last[2], before, buffer)
+            if one_section and (last[1] < first[1] or handed):
                 memories[i] = (nbytes, [*buffers, buffer])
                 break
         else:
@@ -263,10 +264,16 @@ def _in_one_section(uses: list[tuple[int, int, Step]], others: list[tuple[int, i
     return len(keys) == 1 and next(iter(keys))[1][0] == ROWS
 
 
-def _hands_over(fused: Fused, step: Step, buffer: Buffer) -> bool:
-    """Whether an operation may write its result where it reads a buffer: element by element, in a single pass."""
+def _hands_over(fused: Fused, step: Step, before: Buffer, after: Buffer) -> bool:
+    """Whether an operation may write a buffer where it reads another: element by element, in a single pass."""
     if isinstance(step.operation, Product):
         return False
     if any(is_reduction(value) for value in fused.computed(step.operation)):
         return False
-    return all(access.own for access in step.reads if access.view.buffer is buffer)
+    read = [access for access in step.reads if access.view.buffer is before]
+    written = {_layout(access.view) for access in step.writes if access.view.buffer is after}
+    return all(access.own and {_layout(access.view)} == written for access in read)
+
+
+def _layout(view: View) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return view.start, view.shape, view.strides

@@ -18,7 +18,7 @@ from dnn.backends.codegen.kernels import Kernel, TooLarge
 from dnn.backends.codegen.tasks import Layout, Task, loop_task
 from dnn.backends.codegen.tiles import product_task, units_of
 from dnn.backends.plan.fusion import Fused, Product
-from dnn.backends.plan.graph import Buffer, Plan, View, fully_written
+from dnn.backends.plan.graph import Buffer, Plan, View, fully_written, part_of
 from dnn.backends.plan.levels import Job, Levels, levels_of, lifetimes
 from dnn.backends.plan.order import fused_in_order
 
@@ -104,14 +104,7 @@ class KernelPlan:
     def part(self, view: View) -> Array:
         """The array that a view is of, for the library."""
         array: Any = self.arrays[view.buffer]
-        if view == view.buffer.whole():
-            return array
-        if not array.flags.c_contiguous:
-            array = array.T  # which is
-        part = array.reshape(-1)[view.start : view.start + view.size]
-        if view.is_contiguous:
-            return part.reshape(view.shape)
-        return part.reshape(view.shape[::-1]).T
+        return array if view == view.buffer.whole() else part_of(array, view)
 
 
 def _form(fused: Fused, blocks: int) -> str:

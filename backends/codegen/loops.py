@@ -41,7 +41,7 @@ UNIFORM, COLUMN, ROW, ELEMENT = range(4)
 class Stream:
     """Memory that a loop reads or writes: a view, and the strides of its rows and columns.
 
-    A stride is 0, 1, "columns" (a row's length), or None: an argument.
+    A stride is a number that is part of the code, "columns" (a row's length), or None: an argument.
     """
 
     view: View
@@ -266,12 +266,20 @@ class _Emitter(LoopValues):
 
     def row_of_column(self, block: Block, view: View, number: str) -> str:
         """The address of an element of a flat array, or of a matrix of one column."""
-        assert view.is_contiguous and max(view.shape) == view.size, view
-        stream = Stream(view, 1, 0, view.buffer in self.scratch)
+        assert max(view.shape) == view.size, view
+        stream = Stream(view, max(Stream(view, None, None, False).strides), 0, view.buffer in self.scratch)
         if stream not in self.streams:
             self.streams.append(stream)
         offset = block.do(f"mul i64 {number}, {self.stride(stream, 'row')}")
         return block.do(f"getelementptr {memory_type(view.buffer.dtype)}, ptr {self.pointer(stream)}, i64 {offset}")
+
+    def counted(self, value: Value, row: Block, element: Block, i: str, j: str) -> str:
+        """An element of `arange`, in the order of its indices; what all of a row share goes to `row`."""
+        rows, columns = grid(value.shape)
+        at = j if columns > 1 else "0"
+        if rows > 1:
+            at = element.do(f"add i64 {row.do(f'mul i64 {i}, {columns}')}, {at}")
+        return element.cast(at, np.dtype(np.int64), value.dtype)
 
     # ------------------------------------------------------------------------------------- reductions
 
@@ -394,7 +402,7 @@ class _Inner:
             if (value.size == 1 and (value.op in FREE or emitter.is_leaf(value))) or value.op == "broadcast":
                 known[value] = emitter.uniform_value(value)
             elif value.op == "iota":
-                known[value] = element.cast(j, np.dtype(np.int64), value.dtype)
+                known[value] = emitter.counted(value, row, element, i, j)
             elif emitter.is_leaf(value):
                 view = emitter.fused.place(value)
                 assert view is not None
@@ -472,6 +480,8 @@ class _Rows:
             if value.op == "take" and not emitter.is_leaf(value):
                 _, base = self.taken_base(value)
                 self.row_values[value] = emitter.load(self.block(0), value.dtype, base, False)
+            elif value.op == "iota":
+                self.row_values[value] = emitter.counted(value, self.block(0), self.block(0), self.i, "0")
             elif emitter.is_leaf(value):
                 view = emitter.fused.place(value)
                 assert view is not None
@@ -520,7 +530,8 @@ class _Pass:
     def _element(self, value: Value) -> str:
         emitter, body = self.emitter, self.body
         if value.op == "iota":
-            return body.cast(self.j, np.dtype(np.int64), value.dtype)
+            i = self.j if emitter.turned else self.rows.i
+            return emitter.counted(value, body if emitter.turned else self.rows.block(0), body, i, self.j)
         if value.op == "take" and not emitter.is_leaf(value):
             if emitter.turned:
                 return self._taken_one_by_one(value)
@@ -675,7 +686,7 @@ def _is_flat(emitter: _Emitter, roots: list[Value]) -> bool:
         if value in seen:
             continue
         seen.add(value)
-        if value.op == "iota" or (value.op == "take" and not emitter.is_leaf(value)):
+        if value.op == "take" and not emitter.is_leaf(value):
             return False
         if emitter.variance(value) in (ROW, COLUMN):
             return False

@@ -263,7 +263,10 @@ class Point:
         if value.op == "broadcast":
             return constant(value.inputs[0])
         if value.op == "iota":
-            return code.cast(code.add(self.j, self.k), np.dtype(np.int32), value.dtype)
+            rows, columns = grid(value.shape)
+            row = code.times(self.i, columns) if rows > 1 else "0"
+            column = code.add(self.j, self.k) if columns > 1 else "0"
+            return code.cast(code.add(row, column), np.dtype(np.int32), value.dtype)
         if values.is_leaf(value):
             view = values.fused.place(value)
             assert view is not None

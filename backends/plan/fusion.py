@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from dnn.backends.plan.graph import Buffer, Plan, PlanError, Value, View, live_nodes
+from dnn.backends.plan.graph import VIEWS, Buffer, Plan, PlanError, Value, View, live_nodes, live_temporaries
 from dnn.backends.plan.operations import ELEMENTWISE
 
 CHEAP = 8
@@ -118,6 +118,9 @@ def place_of(value: Value, places: dict[Value, View]) -> View | None:
     if value.op == "transpose":
         inner = place_of(value.inputs[0], places)
         return None if inner is None else inner.T
+    if value.op == "slice":
+        inner = place_of(value.inputs[0], places)
+        return None if inner is None else inner.block(value.attributes[0])
     if value.op == "reshape":
         inner = place_of(value.inputs[0], places)
         if inner is None:
@@ -218,7 +221,7 @@ class _Fusion:
         """What reads a value, through views of it."""
         found = []
         for user in self.users[value]:
-            if user.op in ("transpose", "reshape") or user in self.indices:
+            if user.op in VIEWS or user in self.indices:
                 found += self._consumers(user)
             else:
                 found.append(user)
@@ -227,8 +230,13 @@ class _Fusion:
     def _may_live_in(self, value: Value, store: Value) -> bool:
         """Whether a value may be computed in the place of a store: nobody needs what stood there any longer."""
         view: View = store.attributes[0]
-        if not view.is_contiguous or not (is_fusable(value) or value.op == "dot" or is_reduction(value)):
+        if not (is_fusable(value) or value.op == "dot" or is_reduction(value)):
             return False
+        if not view.is_contiguous:
+            # a product writes rows with gaps, but no ranges of a flat buffer
+            fits = is_fusable(value) or (value.op == "dot" and len(view.buffer.shape) == 2 and view.strides[1] == 1)
+            if not fits or class_of(value)[0] != "rows" or self._is_reshaped(value):
+                return False
         if class_of(value)[0] == "rows" and view.shape != value.shape:
             return False
         for other in self.all_stores:
@@ -247,6 +255,10 @@ class _Fusion:
                 if user.number == value.number and not self._in_step(value, load, view):
                     return False
         return True
+
+    def _is_reshaped(self, value: Value) -> bool:
+        """Whether a view of a value takes its elements to follow each other."""
+        return any(user.op == "reshape" or (user.op in VIEWS and self._is_reshaped(user)) for user in self.users[value])
 
     def _last_use(self, value: Value) -> int:
         return max((user.number for user in self._consumers(value)), default=value.number)
@@ -273,7 +285,7 @@ class _Fusion:
             self.stage[node] = max(producers, default=0)
             self.columns[node] = None
             return
-        if node.op in ("transpose", "reshape"):
+        if node.op in VIEWS:
             inner = stripped(node.inputs[0])
             free = is_alias(node) or inner.op == "load" or node in self.indices
             self.stage[node] = self.stage[inner] + (0 if free else 1)
@@ -319,7 +331,7 @@ class _Fusion:
     def _available(self, node: Value, operand: Value) -> int:
         if operand.op in ("load", *FREE) or operand in self.indices:
             return self.stage[operand]
-        if operand.op in ("transpose", "reshape"):
+        if operand.op in VIEWS:
             return self.stage[operand]
         if class_of(node) == SINGLE == class_of(operand):
             return self.stage[operand]
@@ -353,17 +365,15 @@ class _Fusion:
                 roots.add(node)
             for operand in node.inputs:
                 value = stripped(operand)
-                if value.op in ("load", *FREE, "transpose") or value in roots or value in self.indices:
+                if value.op in ("load", *FREE, *VIEWS) or value in roots or value in self.indices:
                     continue
-                if value.op == "reshape" and stripped(value.inputs[0]).op == "load":
-                    continue
-                if node.op in ("dot", "transpose", "reshape", "take") and not is_alias(node):
+                if node.op in ("dot", "take", *VIEWS) and not is_alias(node):
                     roots.add(value)
         changed = True
         while changed:
             changed = False
             for node in self.nodes:
-                if node.op in ("store", "dot", "transpose", "reshape", "take") or node in self.indices:
+                if node.op in ("store", "dot", "take", *VIEWS) or node in self.indices:
                     continue
                 for value in map(stripped, node.inputs):
                     if value in roots or not is_fusable(value):
@@ -420,7 +430,7 @@ def fuse(plan: Plan) -> Fused:
     """The operations of a plan, in order."""
     fusion = _Fusion(plan)
     places: dict[Value, View] = {}
-    temporaries = [buffer for buffer in plan.buffers if buffer.array is None and not buffer.keeps]
+    temporaries = live_temporaries(plan)
 
     def home(value: Value) -> View:
         if value not in places:

@@ -22,6 +22,10 @@ from dnn.backends.base import Array
 from dnn.backends.plan.operations import ALIASES, ELEMENTWISE, REDUCTIONS, result_dtype
 
 Shape = tuple[int, ...]
+Bounds = tuple[tuple[int, int], ...]
+"""Of each axis the first index, and the one after the last."""
+VIEWS = ("transpose", "reshape", "slice")
+"""Operations whose result is where their operand is."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -87,7 +91,15 @@ class View:
 
     @property
     def is_contiguous(self) -> bool:
-        return self.strides == _row_major(self.shape) or self.size <= 1
+        steps = _row_major(self.shape)
+        if self.strides == steps or self.size <= 1:
+            return True
+        return all(n == 1 or mine == step for n, mine, step in zip(self.shape, self.strides, steps, strict=True))
+
+    def block(self, bounds: Bounds) -> View:
+        """The rows, or rows and columns, from the first of each pair to before the second."""
+        start = self.start + sum(first * step for (first, _), step in zip(bounds, self.strides, strict=True))
+        return View(self.buffer, start, tuple(last - first for first, last in bounds), self.strides)
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -100,7 +112,27 @@ class View:
         if self.buffer is not other.buffer:
             return False
         (a, b), (c, d) = self.extent, other.extent
-        return a < d and c < b
+        if not (a < d and c < b):
+            return False
+        if self == other or (self.is_contiguous and other.is_contiguous):
+            return True
+        mine, others = self._by_rows(), other._by_rows()
+        if mine is None or others is None or mine.strides != others.strides:
+            return True
+        # the element in row i and column j is `distance` before one of the other's, (distance - t) / length rows apart
+        (rows, columns), (other_rows, other_columns), length = mine.shape, others.shape, mine.strides[0]
+        distance = others.start - mine.start
+        return any(
+            -other_columns < t < columns and -other_rows < (distance - t) // length < rows
+            for t in (distance % length, distance % length - length)
+        )
+
+    def _by_rows(self) -> View | None:
+        """As rows of which each is contiguous and no longer than the step to the next."""
+        for view in (self, self.T):
+            if len(view.shape) == 2 and view.strides[1] == 1 and view.strides[0] >= view.shape[1]:
+                return view
+        return None
 
 
 def _row_major(shape: Shape) -> Shape:
@@ -177,7 +209,18 @@ class Value:
             return self.plan.reshape(self, (self.shape[0], 1))
         if key == (None, slice(None)) and self.ndim == 1:
             return self.plan.reshape(self, (1, self.shape[0]))
-        raise PlanError(_at(f"indexing with {key!r} cannot be part of a plan: use xp.take, xp.where or reshape"))
+        parts = key if isinstance(key, tuple) else (key,)
+        if not 1 <= len(parts) <= self.ndim <= 2 or any(
+            not isinstance(part, slice) or part.step not in (None, 1) for part in parts
+        ):
+            raise PlanError(
+                _at(
+                    f"indexing with {key!r} cannot be part of a plan: use slices Z[a:b] or Z[a:b, c:d], "
+                    "xp.concatenate, xp.take, xp.where or reshape"
+                )
+            )
+        bounds = [part.indices(n)[:2] for part, n in zip(parts, self.shape, strict=False)]
+        return self.plan.slice(self, (*bounds, *((0, n) for n in self.shape[len(parts) :])))
 
     def sum(self, axis: Any = None, keepdims: bool = False, dtype: Any = None) -> Value:
         return self.plan.reduce("sum", self, axis, keepdims, dtype)
@@ -289,9 +332,8 @@ class Tracer:
             return reduction
         if hasattr(np, name) and isinstance(getattr(np, name), type):
             return getattr(np, name)  # a dtype
-        raise PlanError(
-            _at(f"xp.{name} cannot be part of a plan: there are {', '.join(sorted([*ELEMENTWISE, *REDUCTIONS]))}")
-        )
+        there = [*ELEMENTWISE, *REDUCTIONS, *(name for name in vars(Tracer) if not name.startswith("_"))]
+        raise PlanError(_at(f"xp.{name} cannot be part of a plan: there are {', '.join(sorted(there))}"))
 
     def mean(self, a: Value, axis: Any = None, keepdims: bool = False) -> Value:
         return self._plan.mean(a, axis, keepdims)
@@ -304,6 +346,12 @@ class Tracer:
 
     def take(self, source: Value, rows: Value, axis: int = 0) -> Value:
         return self._plan.take(source, rows, axis)
+
+    def clip(self, a: Any, low: Any, high: Any) -> Value:
+        return self._plan.elementwise("minimum", self._plan.elementwise("maximum", a, low), high)
+
+    def concatenate(self, arrays: Sequence[Value], axis: int = 0) -> Value:
+        return self._plan.concatenate(arrays, axis)
 
     def arange(self, n: int, dtype: Any = np.int64) -> Value:
         return self._plan.node("iota", (), np.dtype(dtype), (int(n),), (np.dtype(dtype), int(n)))
@@ -356,7 +404,10 @@ class Plan:
         return buffer
 
     def array(self, name: str, array: Array, weak: bool = False) -> Buffer:
-        """An existing array; `weak`: a (1,) or () array that promotes as a Python number does."""
+        """An existing array, C- or F-contiguous; `weak`: a (1,) or () array that promotes as a Python number does."""
+        flags = getattr(array, "flags", None)
+        if flags is not None and not (flags.c_contiguous or (flags.f_contiguous and len(array.shape) == 2)):
+            raise PlanError(_at(f"{name}: expected a contiguous array, got one of shape {array.shape} with gaps"))
         buffer = self.buffer(name, array.shape, array.dtype, array)
         buffer.weak = weak
         return buffer
@@ -440,7 +491,7 @@ class Plan:
 
     def _check_fresh(self, inputs: Iterable[Value]) -> None:
         for value in () if self._expands else inputs:
-            while value.op in ("transpose", "reshape"):
+            while value.op in VIEWS:
                 value = value.inputs[0]
             if value.op == "load":
                 view, seen = value.attributes
@@ -503,6 +554,11 @@ class Plan:
             return self.elementwise("sqrt", base)
         if exponent == -1:
             return self.elementwise("divide", 1, base)
+        if base.weak:  # a number of the step, to which the exponent gives no dtype
+            real = np.dtype(np.float64)
+            return self.node(
+                "power", (self.cast(base, real), self.constant(exponent, real)), real, base.shape, (), True
+            )
         kind = _kind(base)
         return self.elementwise("power", base, self.constant(exponent, kind if kind.kind == "f" else np.float64))
 
@@ -564,7 +620,71 @@ class Plan:
             raise PlanError(_at(f"reshape: {a.shape} has another number of elements than {shape}"))
         if shape == a.shape:
             return a
+        if a.op == "iota":
+            return self.node("iota", (), a.dtype, shape, (a.dtype, *shape))
+        if not is_contiguous(a):
+            a = self._copied([a], a.shape, [tuple((0, n) for n in a.shape)])
         return self.node("reshape", (a,), a.dtype, shape, (shape,), a.weak)
+
+    def slice(self, a: Value, bounds: Bounds) -> Value:
+        """The block of an array between these bounds."""
+        if bounds == tuple((0, n) for n in a.shape):
+            return a
+        if any(first >= last for first, last in bounds):
+            asked = ", ".join(f"{first}:{last}" for first, last in bounds)
+            raise PlanError(_at(f"the slice [{asked}] of an array with shape {a.shape} is empty"))
+        shape = tuple(last - first for first, last in bounds)
+        if a.op == "broadcast":
+            return self.node("broadcast", a.inputs, a.dtype, shape, (shape,))
+        if a.op == "iota":  # in memory, where a part of it can be read
+            a = self._copied([a], a.shape, [tuple((0, n) for n in a.shape)])
+        if a.op == "load":
+            self._check_fresh((a,))
+            return self.read(a.attributes[0].block(bounds))
+        if a.op == "transpose":
+            return self.transpose(self.slice(a.inputs[0], bounds[::-1]))
+        if a.op == "slice":
+            before = a.attributes[0]
+            whole = tuple((at + first, at + last) for (at, _), (first, last) in zip(before, bounds, strict=True))
+            return self.slice(a.inputs[0], whole)
+        return self.node("slice", (a,), a.dtype, shape, (bounds,))
+
+    def concatenate(self, arrays: Sequence[Value], axis: int = 0) -> Value:
+        """Arrays one after the other along an axis: each is computed, or copied, to its place in memory of its own."""
+        arrays = list(arrays)
+        if not arrays or not all(isinstance(a, Value) and 1 <= a.ndim <= 2 for a in arrays):
+            raise PlanError(_at("xp.concatenate: expected arrays of the plan, all with one axis or all with two"))
+        ndim = arrays[0].ndim
+        axis = axis + ndim if axis < 0 else axis
+        shapes = [a.shape for a in arrays]
+        if not 0 <= axis < ndim or any(
+            len(shape) != ndim or shape[:axis] + shape[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :]
+            for shape in shapes
+        ):
+            raise PlanError(_at(f"xp.concatenate: shapes {', '.join(map(str, shapes))} do not fit along axis {axis}"))
+        try:
+            dtype = np.result_type(*(a.dtype for a in arrays))
+        except TypeError as error:
+            raise PlanError(_at(f"xp.concatenate: {error}")) from error
+        arrays = [self.cast(a, dtype) for a in arrays if a.shape[axis]] or [self.cast(arrays[0], dtype)]
+        if len(arrays) == 1:
+            return arrays[0]
+        bounds: list[Bounds] = []
+        end = 0
+        for a in arrays:
+            first, end = end, end + a.shape[axis]
+            bounds.append(tuple((first, end) if i == axis else (0, n) for i, n in enumerate(a.shape)))
+        return self._copied(arrays, tuple(end if i == axis else n for i, n in enumerate(shapes[0])), bounds)
+
+    def _copied(self, arrays: Sequence[Value], shape: Shape, bounds: Sequence[Bounds]) -> Value:
+        """Memory of this shape, of which each array is the block between its bounds."""
+        key = "copied", tuple(a.number for a in arrays), tuple(bounds)
+        if key not in self._known:
+            buffer = self.buffer(f"joined{len(self.nodes)}", shape, arrays[0].dtype, keeps=False)
+            for a, block in zip(arrays, bounds, strict=True):
+                self.store(buffer.whole().block(block), a)
+            self._known[key] = self.read(buffer)
+        return self._known[key]
 
     # ------------------------------------------------------------------------------------- words
 
@@ -573,7 +693,7 @@ class Plan:
         live = live_nodes(self)
         lines = []
         for value in self.nodes:
-            if value not in live or value.op in ("constant", "load", "transpose"):
+            if value not in live or value.op in ("constant", "load", "transpose", "slice"):
                 continue
             inputs = ", ".join(_name(item) for item in value.inputs)
             if value.op == "store":
@@ -597,13 +717,54 @@ def _name(value: Value) -> str:
         return _view_name(value.attributes[0])
     if value.op == "transpose":
         return f"{_name(value.inputs[0])}.T"
+    if value.op == "slice":
+        return f"{_name(value.inputs[0])}{_bounds_name(value.attributes[0])}"
     return f"%{value.number}"
 
 
+def _bounds_name(bounds: Bounds) -> str:
+    return f"[{', '.join(f'{first}:{last}' for first, last in bounds)}]"
+
+
 def _view_name(view: View) -> str:
-    if view.start == 0 and view.size == view.buffer.size:
-        return view.buffer.name
-    return f"{view.buffer.name}[{view.start}:{view.start + view.size}]"
+    buffer = view.buffer
+    if view.start == 0 and view.size == buffer.size:
+        return buffer.name
+    if len(buffer.shape) == 2 == len(view.shape) and view.strides == buffer.whole().strides:
+        by_rows = view if view.strides[1] == 1 else view.T
+        row, column = divmod(view.start, by_rows.strides[0])
+        bounds = tuple((first, first + n) for first, n in zip((row, column), by_rows.shape, strict=True))
+        return f"{buffer.name}{_bounds_name(bounds if by_rows is view else bounds[::-1])}"
+    first, last = view.extent
+    return f"{buffer.name}[{first}:{last}]{'' if view.is_contiguous else f' by {max(view.strides)}'}"
+
+
+def part_of(array: Any, view: View) -> Any:
+    """The elements of a buffer's array that a view of the buffer covers, as a view of the array."""
+    flat = (array if array.flags.c_contiguous else array.T).reshape(-1)
+    if view.is_contiguous:
+        return flat[view.start : view.start + view.size].reshape(view.shape)
+    if view.T.is_contiguous or view.strides[1] != 1:
+        return part_of(array, view.T).T
+    # as many whole rows, which may have to begin before the view does
+    (rows, columns), length = view.shape, view.strides[0]
+    first = min(view.start, view.buffer.size - rows * length)
+    column = view.start - first
+    return flat[first : first + rows * length].reshape(rows, length)[:, column : column + columns]
+
+
+def is_contiguous(value: Value) -> bool:
+    """Whether the elements follow each other in the order of their indices, where memory holds the value."""
+    if value.op == "load":
+        view: View = value.attributes[0]
+        return view.is_contiguous
+    if value.op == "transpose":
+        return 1 in value.shape and is_contiguous(value.inputs[0])
+    if value.op == "slice":
+        (source,) = value.inputs
+        together = value.shape[0] == 1 or value.shape[1:] == source.shape[1:]
+        return value.size == 1 or (together and is_contiguous(source))
+    return True
 
 
 def constant_of(value: Value) -> np.generic:
@@ -616,9 +777,11 @@ def constant_of(value: Value) -> np.generic:
 def fully_written(buffers: Iterable[Buffer], writes: Iterable[View]) -> set[Buffer]:
     """Those of which every element is written; the others hold zeros where nothing writes."""
     extents: dict[Buffer, list[tuple[int, int]]] = {buffer: [] for buffer in buffers}
+    counts = dict.fromkeys(extents, 0)
     for view in writes:
         if view.buffer in extents:
             extents[view.buffer].append(view.extent)
+            counts[view.buffer] += view.size
     found = set()
     for buffer, parts in extents.items():
         end = 0
@@ -626,21 +789,35 @@ def fully_written(buffers: Iterable[Buffer], writes: Iterable[View]) -> set[Buff
             if first > end:
                 break
             end = max(end, last)
-        if end >= buffer.size:
+        # an extent counts what lies between a view's rows as well
+        if end >= buffer.size <= counts[buffer]:
             found.add(buffer)
     return found
 
 
+def _is_temporary(buffer: Buffer) -> bool:
+    return buffer.array is None and not buffer.keeps
+
+
 def live_nodes(plan: Plan) -> set[Value]:
-    """The nodes that a store needs, stores included."""
+    """The nodes that a store needs, stores included; those to temporary memory where it is read."""
     live: set[Value] = set()
-    stack = [node for node in plan.nodes if node.op == "store"]
+    stores = {node.number: node for node in plan.nodes if node.op == "store"}
+    stack = [node for node in stores.values() if not _is_temporary(node.attributes[0].buffer)]
     while stack:
         node = stack.pop()
         if node not in live:
             live.add(node)
             stack.extend(node.inputs)
+            if node.op == "load":
+                stack.extend(stores[number] for number in node.attributes[1])
     return live
+
+
+def live_temporaries(plan: Plan) -> list[Buffer]:
+    """The temporary memory that the plan itself has named, as far as its live nodes touch it."""
+    touched = {node.attributes[0].buffer for node in live_nodes(plan) if node.op in ("load", "store")}
+    return [buffer for buffer in plan.buffers if _is_temporary(buffer) and buffer in touched]
 
 
 def _kind(operand: Any) -> Any:

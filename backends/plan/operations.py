@@ -21,7 +21,7 @@ class Elementwise:
 
 
 _ONE = (
-    "negative absolute sign sqrt square floor ceil rint trunc isnan isinf isfinite logical_not invert signbit"
+    "negative absolute sign square floor ceil rint trunc isnan isinf isfinite logical_not invert signbit"
 )  # fmt: skip
 _TWO = (
     "add subtract multiply maximum minimum greater greater_equal less less_equal equal not_equal copysign "
@@ -31,6 +31,7 @@ _TWO = (
 ELEMENTWISE: dict[str, Elementwise] = {
     **{name: Elementwise(1) for name in _ONE.split()},
     **{name: Elementwise(2) for name in _TWO.split()},
+    "sqrt": Elementwise(1, 12),
     "reciprocal": Elementwise(1, 8),
     "divide": Elementwise(2, 8),
     "floor_divide": Elementwise(2, 20),

@@ -22,7 +22,7 @@ from dnn.backends.plan.fusion import (
     place_of,
     stripped,
 )
-from dnn.backends.plan.graph import Buffer, Plan, Value, View, live_nodes
+from dnn.backends.plan.graph import VIEWS, Buffer, Plan, Value, View, live_nodes, live_temporaries
 
 
 def fused_in_order(plan: Plan) -> Fused:
@@ -77,7 +77,7 @@ def _reads(fused: Fused, op: Operation) -> list[tuple[Value, View]]:
 
 def _source(value: Value) -> Value:
     """The load or the computed value that a view is of."""
-    while value.op in ("transpose", "reshape"):
+    while value.op in VIEWS:
         value = value.inputs[0]
     return value
 
@@ -98,10 +98,10 @@ def one_by_one(plan: Plan) -> Fused:
     """Every operation for itself, into memory of its own, in the order of the plan; stores are copies."""
     live = live_nodes(plan)
     places: dict[Value, View] = {}
-    temporaries = [buffer for buffer in plan.buffers if buffer.array is None and not buffer.keeps]
+    temporaries = live_temporaries(plan)
     operations: list[Operation] = []
     for node in plan.nodes:
-        if node not in live or node.op in ("load", "transpose", "reshape", *FREE):
+        if node not in live or node.op in ("load", *VIEWS, *FREE):
             continue
         if node.op == "store":
             shape = grid(stripped(node.inputs[0]).shape)

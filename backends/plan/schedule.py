@@ -89,11 +89,11 @@ def schedule(fused: Fused, threads: int) -> Schedule:
     macs = sum(_macs(op) for op in fused.operations)
     threads = int(max(1, min(threads, macs // MIN_MACS_PER_THREAD)))
     steps: list[Step] = []
-    cut_by_columns: set[Buffer] = set()
+    cut_by_columns: set[tuple[Buffer, int]] = set()
     for op in fused.operations:
         step = _step(op, fused, threads, cut_by_columns)
         if step.cut.axis == COLUMNS:
-            cut_by_columns.update(access.view.buffer for access in step.writes)
+            cut_by_columns.update((access.view.buffer, step.cut.length) for access in step.writes)
         steps.append(step)
     for i, step in enumerate(steps):
         for before in steps[:i]:
@@ -133,13 +133,14 @@ def _macs(op: Operation) -> int:
     return op.shape[0] * op.shape[1] * 2
 
 
-def _step(op: Operation, fused: Fused, threads: int, cut_by_columns: set[Buffer]) -> Step:
+def _step(op: Operation, fused: Fused, threads: int, cut_by_columns: set[tuple[Buffer, int]]) -> Step:
     if isinstance(op, Product):
         return _product_step(op, threads)
     places = fused.reads(op)
     columns = op.shape[1]
     cut = _cut(op)
-    if cut.axis == ROWS and any(view.buffer in cut_by_columns for view, _ in places) and _has_no_rows(op, fused):
+    follows = op.kind == "rows" and any((view.buffer, columns) in cut_by_columns for view, _ in places)
+    if follows and _has_no_rows(op, fused):
         cut = Cut(COLUMNS, columns)
 
     def own(view: View) -> bool:
@@ -170,9 +171,10 @@ def _cut(op: Loop) -> Cut:
     value = stripped(root.inputs[0]) if root.op == "store" else root
     if op.kind == "columns" or class_of(value)[0] in ("range", "single") or op.shape[0] == 1 == len(view.shape):
         size = view.buffer.size
-        if all(v.buffer.size == size and v.start == view.start for views in op.outputs.values() for v in views):
-            return Cut(ELEMENTS, size, view.start)
-        return Cut(WHOLE, 1)
+        alike = all(v.buffer.size == size and v.start == view.start for views in op.outputs.values() for v in views)
+        if op.kind == "columns" and not (alike and size > op.shape[1]):
+            return Cut(COLUMNS, op.shape[1])  # for itself, or of several buffers
+        return Cut(ELEMENTS, size, view.start) if alike else Cut(WHOLE, 1)
     return Cut(ROWS, op.shape[0])
 
 
@@ -213,8 +215,19 @@ def _same_pieces(before: Step, a: View, step: Step, b: View) -> bool:
     if axis == ELEMENTS:
         return True  # the buffer's own elements: see `_cut`
     if axis == ROWS:
-        return a.start == b.start and _steps(a)[0] == _steps(b)[0]
+        if _steps(a)[0] != _steps(b)[0]:
+            return False
+        return a.start == b.start or _touch_in_rows(a, b)
     return a.start == b.start and _steps(a) == _steps(b)
+
+
+def _touch_in_rows(a: View, b: View) -> bool:
+    """Whether of two blocks of columns only rows of the same number can have elements in common."""
+    (length, a_step), (_, b_step) = _steps(a), _steps(b)
+    if a_step != 1 or b_step != 1:
+        return False
+    distance = b.start - a.start
+    return distance - a.shape[-1] >= -length and distance + b.shape[-1] <= length
 
 
 def _steps(view: View) -> tuple[int, int]:

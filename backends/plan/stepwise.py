@@ -15,11 +15,22 @@ from typing import Any
 import numpy as np
 
 from dnn.backends.base import Array, Backend
-from dnn.backends.plan.graph import Plan, Value, View, constant_of, live_nodes
+from dnn.backends.plan.graph import (
+    Buffer,
+    Plan,
+    Value,
+    View,
+    constant_of,
+    fully_written,
+    is_contiguous,
+    live_nodes,
+    live_temporaries,
+    part_of,
+)
 from dnn.backends.plan.operations import ELEMENTWISE
 
 ALIGNMENT = 64
-VIEWS = ("transpose", "reshape", "bitcast")
+VIEWS = ("transpose", "reshape", "slice", "bitcast")
 NO_CALL = (*VIEWS, "load", "constant", "iota", "broadcast", "store")
 LONG, PART = 1024, 128
 """Terms from which on a float32 sum is made of sums, and how many each of those has."""
@@ -53,18 +64,27 @@ class Stepwise:
         self._homes = {node: view for node in self._nodes if (view := self._home(node)) is not None}
         self._extend_homes()
         self._last = self._last_uses()
+        temporaries = live_temporaries(plan)
+        lent = self._lifetimes(fully_written(temporaries, (store.attributes[0] for store in self._stores)))
+        self._lent: dict[Buffer, Any] = {}
+        """Temporary memory of the plan's own, in blocks."""
         for buffer in plan.buffers:
-            if buffer.array is None:
+            if buffer.array is None and (buffer.keeps or buffer in temporaries) and buffer not in lent:
                 self._memory.fixed(buffer.nbytes)
                 if not dry:
                     buffer.array = backend.zeros(buffer.shape, buffer.dtype)
+        blocks: dict[Buffer, int] = {}
         for position, node in enumerate(self._nodes):
+            for buffer in (buffer for buffer, (first, _) in lent.items() if first == position):
+                blocks[buffer], self._lent[buffer] = self._memory.take(buffer.shape, buffer.dtype)
             self._add(node)
             self._release(position)
+            for buffer in (buffer for buffer, (_, last) in lent.items() if last == position):
+                self._memory.give_back(blocks[buffer])
         self.nbytes = self._memory.nbytes
         # the graph has served; what it refers to would live as long as this
         del self._nodes, self._users, self._stores, self._homes, self._last, self._blocks, self._arrays, self._plan
-        del self._parts, self._ones
+        del self._parts, self._ones, self._lent
 
     def __call__(self, times: int = 1) -> None:
         for _ in range(times):
@@ -88,7 +108,7 @@ class Stepwise:
         store, view = stores[0], stores[0].attributes[0]
         if view.shape != node.shape:
             view = view.buffer.part(view.start, node.shape)
-        if self._last_use_of(node) > min((s.number for s in self._stores if s.number > store.number
+        if self._last_use_of(node) >= min((s.number for s in self._stores if s.number > store.number
                                           and s.attributes[0].overlaps(view)), default=math.inf):  # fmt: skip
             return None
         return view if self._is_free(view, node, store.number) else None
@@ -134,6 +154,16 @@ class Stepwise:
             (self._last_use_of(user) if user.op in VIEWS else user.number for user in users), default=node.number
         )
 
+    def _lifetimes(self, buffers: set[Buffer]) -> dict[Buffer, tuple[int, int]]:
+        """The positions of the first and the last operation that touches each of these buffers."""
+        positions = {node.number: i for i, node in enumerate(self._nodes)}
+        touched: dict[Buffer, list[int]] = {buffer: [] for buffer in buffers}
+        for node in self._nodes:
+            view = node.attributes[0] if node.op in ("load", "store") else self._homes.get(node)
+            if view is not None and view.buffer in touched:
+                touched[view.buffer] += [positions[node.number], positions[self._last_use_of(node)]]
+        return {buffer: (min(found), max(found)) for buffer, found in touched.items()}
+
     def _last_uses(self) -> dict[int, list[Value]]:
         """Which values have been read for the last time, by the position after which they have."""
         positions = {node.number: i for i, node in enumerate(self._nodes)}
@@ -168,13 +198,8 @@ class Stepwise:
         return self._parts[view]
 
     def _part(self, view: View) -> Array:
-        array: Any = view.buffer.array
-        if view == view.buffer.whole():
-            return array
-        part = array.reshape(-1)[view.start : view.start + view.size]
-        if view.is_contiguous:
-            return part.reshape(view.shape)
-        return part.reshape(view.shape[::-1]).T
+        array = self._lent.get(view.buffer, view.buffer.array)
+        return array if view == view.buffer.whole() else part_of(array, view)
 
     # ------------------------------------------------------------------------------------- calls
 
@@ -193,7 +218,7 @@ class Stepwise:
             arrays[node] = np.array(number) if self._is_numpy else number.item()
         elif op == "iota":
             self._memory.fixed(node.size * node.dtype.itemsize)
-            arrays[node] = None if dry else self._backend.asarray(np.arange(node.shape[0]), node.dtype)
+            arrays[node] = None if dry else self._backend.asarray(np.arange(node.size).reshape(node.shape), node.dtype)
         elif op == "broadcast":
             self._memory.fixed(node.size * node.dtype.itemsize)
             arrays[node] = None if dry else self._filled(node.shape, node.dtype, given[0])
@@ -201,16 +226,22 @@ class Stepwise:
             arrays[node] = None if dry else given[0].T
         elif op == "reshape":
             arrays[node] = None if dry else given[0].reshape(node.shape)
+        elif op == "slice":
+            bounds = tuple(slice(*pair) for pair in node.attributes[0])
+            arrays[node] = None if dry else given[0][bounds]
         elif op == "bitcast":
             arrays[node] = None if dry else given[0].view(node.dtype)
         elif op == "store":
-            home, view = self._homes.get(_root(node.inputs[0])), node.attributes[0]
+            (value,), view = node.inputs, node.attributes[0]
+            while value.op == "reshape":
+                (value,) = value.inputs
+            home = self._homes.get(value)
             if home is None or (home.buffer, home.start) != (view.buffer, view.start):
                 self._copy(self._of_view(node.attributes[0]), given[0])
         elif op == "cast":
             self._copy(self._new(node), given[0])
         elif op == "dot":
-            self._call(self._backend.product(node.attributes[0]), *given, self._new(node))
+            self._dot(node)
         elif op == "take":
             self._call(self._backend.take, *given, self._new(node))
         elif op == "sum" and node.dtype.kind not in "iu":
@@ -246,7 +277,9 @@ class Stepwise:
         """An operand of the same shape and dtype that nothing reads later: the result can take its place."""
         for value in node.inputs if among is None else among:
             fits = value in self._blocks and (value.shape, value.dtype) == (node.shape, node.dtype)
-            if fits and self._last_use_of(value) == node.number:
+            # CuPy would copy an operand that is another part of the same memory
+            alone = all(other is value or _root(other) is not value for other in node.inputs)
+            if fits and alone and self._last_use_of(value) == node.number:
                 return value
         return None
 
@@ -332,19 +365,44 @@ class Stepwise:
             return int(constant_of(value).view(bits))
         return self._arrays[value].view(bits)
 
+    def _together(self, value: Value) -> tuple[Any, list[int]]:
+        """The array of a value, or a copy whose rows follow each other, and the blocks to give back after its use."""
+        if is_contiguous(value):
+            return self._arrays[value], []
+        block, copied = self._memory.take(value.shape, value.dtype)
+        self._copy(copied, self._arrays[value])
+        return copied, [block]
+
+    def _dot(self, node: Value) -> None:
+        operands: list[Any] = []
+        blocks: list[int] = []
+        for value in node.inputs:
+            # `Products` takes no rows with gaps
+            if self._is_numpy or (value.op == "load" and value.attributes[0].T.is_contiguous):
+                operands.append(self._arrays[value])
+                continue
+            transposed = value.op == "transpose"
+            array, taken = self._together(value.inputs[0] if transposed else value)
+            operands.append(array.T if transposed and not self._dry else array)
+            blocks += taken
+        self._call(self._backend.product(node.attributes[0]), *operands, self._new(node))
+        for block in blocks:
+            self._memory.give_back(block)
+
     def _sum(self, node: Value) -> None:
         (value,), (axis,) = node.inputs, node.attributes
         if value.op == "transpose":
             (value,), axis = value.inputs, None if axis is None else 1 - axis
-        a, dtype = self._arrays[value], node.dtype
+        (a, blocks), dtype = self._together(value), node.dtype
         rows, columns = (1, value.size) if axis is None else (value.shape if value.ndim == 2 else (1, value.size))
         if axis == 1 and rows > 1:
             ones, out = self._ones_of(columns, dtype), self._new(node)
             if not self._dry:
                 self._call(self._backend.product(None), a, ones.reshape(columns, 1), out.reshape(rows, 1))
+            for block in blocks:
+                self._memory.give_back(block)
             return
         terms, width = (rows, columns) if axis == 0 else (columns, 1)
-        blocks = []
         while dtype == np.float32 and terms > LONG:
             # a part is every so many-th row, so that the products have long rows
             each, left = divmod(terms, PART)

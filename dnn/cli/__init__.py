@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from dnn import __version__, errors
 from dnn.backends import BackendUnavailableError
-from dnn.cli import doctor, evaluate, flags, predict, train
+from dnn.cli import check, doctor, evaluate, flags, predict, train
 from dnn.cli.common import discard_unwritten, show
 
 EXIT_CODES: dict[type[BaseException], int] = {
@@ -30,8 +30,8 @@ EXIT_CODES: dict[type[BaseException], int] = {
 READER_GONE = 141
 """Nobody reads the pipe that standard output is, as after `| head`: the status of a program that SIGPIPE ends."""
 _EPILOG = (
-    "exit status: 0 success, 2 usage error, 3 invalid data, 4 invalid model file, 5 backend or device not usable, "
-    "6 non-finite loss, 7 output cannot be written, 130 Ctrl-C, 141 output no longer read"
+    "exit status: 0 success, 1 a check has failed, 2 usage error, 3 invalid data, 4 invalid model file, 5 backend or "
+    "device not usable, 6 non-finite loss, 7 output cannot be written, 130 Ctrl-C, 141 output no longer read"
 )
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="dnn", description="Train and use dense networks, on NumPy or CuPy.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"dnn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, evaluate, predict, doctor):
+    for command in (train, evaluate, predict, check, doctor):
         command.add(commands)
     if sys.stderr is None:  # closed by the caller: print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -63,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             _refuse(given.parser, unknown)
         with _log(quiet=given.quiet), _threads(getattr(given, "threads", None)):
-            given.run(given)
+            status = given.run(given)
     except BrokenPipeError:
         return READER_GONE
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, given)
     finally:
         discard_unwritten(sys.stderr)
-    return 0
+    return status or 0
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:

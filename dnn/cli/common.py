@@ -7,7 +7,8 @@ import contextlib
 import math
 import os
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from dnn.errors import DataError, NonFiniteLossError, OutputError
 from dnn.network import Network
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--backend", metavar="NAME", help="numpy, cupy or auto (default: DNN_BACKEND, else numpy)")
     parser.add_argument(
         "--threads", metavar="N", type=_number_of_threads, help="CPU threads (default: DNN_NUM_THREADS, else all)"
@@ -33,7 +34,7 @@ def _number_of_threads(text: str) -> int:
     return int(text)
 
 
-def add_names(parser: argparse.ArgumentParser, labels: bool = True) -> None:
+def add_names(parser: argparse._ActionsContainer, labels: bool = True) -> None:
     parser.add_argument("--x", metavar="NAME", help="data set with the examples, if the file has another layout")
     if labels:
         parser.add_argument("--y", metavar="NAME", help="data set with the labels, likewise")
@@ -92,11 +93,30 @@ def chosen_part(data: Dataset, split: str | None) -> tuple[str, Part]:
     return split, part
 
 
-def in_words(measured: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.5f}" for name, value in measured.items())
+def in_words(measured: dict[str, Any]) -> str:
+    """The numbers in one line, and below it each matrix, a line a row."""
+    numbers = {name: value for name, value in measured.items() if not isinstance(value, np.ndarray)}
+    lines = [", ".join(f"{name} {value:.5f}" for name, value in numbers.items())]
+    for name, value in measured.items():
+        if name not in numbers:
+            rows = [[f"{count:g}" for count in row] for row in value.reshape(-1, value.shape[-1])]
+            width = max(len(count) for row in rows for count in row)
+            lines += [f"{name}:", *("  " + " ".join(count.rjust(width) for count in row) for row in rows)]
+    return "\n".join(lines)
 
 
-def check_finite(network: Network, measured: dict[str, float], of: str) -> None:
+def for_json(value: Any) -> Any:
+    """Arrays as lists, and None for a number that JSON cannot represent."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): for_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_finite(network: Network, measured: dict[str, Any], of: str) -> None:
     """Raise NonFiniteLossError if the loss on this part is not finite: JSON cannot represent it."""
     if not math.isfinite(measured["loss"]):
         raise NonFiniteLossError(

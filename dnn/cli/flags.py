@@ -23,7 +23,21 @@ OTHER_NAMES = {
     "--input-scale": "scale rescale",
     "--memory-limit": "max-memory gpu-memory vram",
     "--out": "o dir output-dir out-dir output-folder save save-dir save-path model-dir log-dir checkpoint-dir",
-    "--output": "loss criterion objective task",
+    "--output": "task",
+    "--loss": "criterion objective cost",
+    "--norm": "batch-norm batchnorm layer-norm normalization",
+    "--dropout": "dropout-rate drop-rate p-drop",
+    "--members": "ensemble ensemble-size n-estimators",
+    "--numerical-embedding": "embedding embeddings ple plr",
+    "--schedule": "scheduler lr-scheduler lr-schedule lr-scheduler-type lr-decay",
+    "--weight-decay": "wd decay",
+    "--early-stopping": "patience n-iter-no-change early-stop",
+    "--class-weight": "class-weights pos-weight",
+    "--clip-norm": "max-grad-norm grad-clip clip-grad-norm gradient-clip-val",
+    "--clip-value": "clip-grad-value",
+    "--accumulate": "gradient-accumulation-steps accumulate-grad-batches grad-accum",
+    "--moving-average": "ema ema-decay",
+    "--metrics": "metric eval-metric scoring",
     "--force": "f overwrite replace exist-ok",
     "--quiet": "q s silent no-progress",
     "--x": "features inputs images",
@@ -52,7 +66,7 @@ def _letters(name: str) -> str:
 
 
 def in_place_of_arguments(message: str, flags: list[str]) -> str:
-    """A message that names Python arguments, as `name=` or `name=1`, with the command's flags instead.
+    """A message that names Python arguments, as `name=`, `name=1` or a first `name must`, with the flags instead.
 
     A clause about an argument that the command does not have is left out.
     """
@@ -61,6 +75,7 @@ def in_place_of_arguments(message: str, flags: list[str]) -> str:
         name = f"--{found[1].replace('_', '-')}"
         return name if name in flags else None
 
+    message = re.sub(r"^(\w+)(?= must )", lambda found: flag(found) or found[0], message)
     message = re.sub(r", [\w ]+ (\w+)=(?=[,;:.)]|$)", lambda found: found[0] if flag(found) else "", message)
     return re.sub(
         r"(?:(?<=[ (])|^)(\w+)=(\d[\w.+-]*)?(?=[ ,;:.)]|$)",

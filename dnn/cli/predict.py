@@ -6,7 +6,7 @@ import argparse
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from dnn.data.examples import check_known
 from dnn.data.hdf5 import read_head
 from dnn.errors import DataError
 from dnn.files import check_writable, write_results
-from dnn.model_file import load
+from dnn.losses import GaussianNLL, Quantile
+from dnn.model_file import classes_of, load
 from dnn.network import Network
 
 
@@ -25,8 +26,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="write a model's predictions for a data file",
-        description="Write a CSV with index, class, name and probability; for a linear output, index and values; for "
-        "several sigmoid units, index and one probability per label.",
+        description="Write a CSV with index, class, name and probability; for a linear output, index and values, with "
+        "the variances or quantiles that the loss is for; for several sigmoid units, index and one probability per "
+        "label.",
     )
     parser.add_argument("model", metavar="MODEL.h5", type=os.path.expanduser)
     parser.add_argument("data", metavar="DATA.h5|X.npy", type=os.path.expanduser)
@@ -38,6 +40,7 @@ def add(commands: Any) -> None:
         type=os.path.expanduser,
         help="instead of CSV on stdout (-); .npy: the predictions only",
     )
+    parser.add_argument("--spread", action="store_true", help="also how far the network's members disagree")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     add_common(parser)
     parser.set_defaults(run=run)
@@ -78,31 +81,51 @@ def _load_npy(path: str) -> np.ndarray:
 
 def _predictions(given: argparse.Namespace, network: Network, X: Any) -> bytes:
     if given.out is not None and given.out.endswith(".npy"):
+        if given.spread:
+            raise ValueError("--spread is a column of CSV: give --out another name than .npy, or leave it out")
         array = io.BytesIO()
         np.save(array, network.predict(X))
         return array.getvalue()
+    header, rows = _columns(network, X, network.predict_spread(X) if given.spread else None)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_rows(network, X))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", *header])
+    writer.writerows([i, *row] for i, row in enumerate(rows))
     return text.getvalue().encode()
 
 
-def _rows(network: Network, X: Any) -> Iterator[list[Any]]:
-    units = network.layer_sizes[-1]
-    if network.output == "linear":
-        values = network.predict(X).reshape(-1, units)
-        yield ["index", *(["value"] if units == 1 else [f"value_{k}" for k in range(units)])]
-        for i, row in enumerate(values):
-            yield [i, *row]
-        return
-    probabilities = network.predict_proba(X)
-    names = network.classes or [str(k) for k in range(probabilities.shape[1])]
-    if network.output == "sigmoid" and units > 1:
-        yield ["index", *names]
-        for i, row in enumerate(probabilities):
-            yield [i, *row]
-        return
-    yield ["index", "class", "name", "probability"]
-    for i, row in enumerate(probabilities):
-        # the first of equals, and class 1 only above one half, as in Network.predict
-        k = int(row.argmax())
-        yield [i, k, names[k], row[k]]
+def _columns(network: Network, X: Any, spread: np.ndarray | None) -> tuple[list[str], Iterable[Sequence[Any]]]:
+    """The names of the columns, and their rows."""
+    several = network.output == "sigmoid" and network.layer_sizes[-1] > 1
+    if network.output == "linear" or several:
+        answers = network.predict_proba(X) if several else network.predict(X)
+        names = _labels(network) if several else _values(network)
+        values = answers.reshape(-1, len(names))
+        if spread is not None:
+            values = np.hstack([values, spread.reshape(values.shape)])
+            names = names + (["spread"] if len(names) == 1 else [f"spread_{name}" for name in names])
+        return names, values
+    probabilities, names = network.predict_proba(X), _labels(network)
+    # the first of equals, and class 1 only above one half, as in Network.predict
+    classes = probabilities.argmax(axis=1)
+    rows = ([k, names[k], row[k]] for k, row in zip(classes.tolist(), probabilities, strict=True))
+    if spread is None:
+        return ["class", "name", "probability"], rows
+    spread = spread if spread.ndim == 1 else spread[np.arange(len(spread)), classes]
+    return ["class", "name", "probability", "spread"], ([*row, s] for row, s in zip(rows, spread, strict=True))
+
+
+def _labels(network: Network) -> list[str]:
+    return network.classes or [str(k) for k in range(classes_of(network.layer_sizes))]
+
+
+def _values(network: Network) -> list[str]:
+    """What the values of a linear output are: one for each target, or those that the loss answers with."""
+    loss, targets = network.loss_function, network.targets
+    if isinstance(loss, GaussianNLL):
+        of_each = ["value", "variance"]
+    elif isinstance(loss, Quantile):
+        of_each = [f"q{level}" for level in loss.quantiles]
+    else:
+        of_each, targets = ["value"], network.layer_sizes[-1]
+    return of_each if targets == 1 else [f"{name}_{k}" for k in range(targets) for name in of_each]

@@ -4,30 +4,81 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import json
 import math
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dnn.activations import ACTIVATIONS
-from dnn.cli.common import add_common, add_names, check_finite, in_words, inform, inform_device, read_labels, show
+from dnn.cli import build
+from dnn.cli.build import Flag
+from dnn.cli.common import (
+    add_common,
+    add_names,
+    check_finite,
+    for_json,
+    in_words,
+    inform,
+    inform_device,
+    read_labels,
+    show,
+)
 from dnn.data import Dataset, Part, open_dataset, prepare
 from dnn.errors import DataError, OutputError
 from dnn.files import check_writable, write_results
-from dnn.heads import HEADS
 from dnn.initializers import INITIALIZERS
+from dnn.losses import LOSSES, loss_config
+from dnn.metrics import METRICS
 from dnn.model_file import classes_of, model_bytes
-from dnn.network import DTYPES, Network
+from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS
-from dnn.precision import PRECISIONS, check_precision
-from dnn.training import History
+from dnn.schedules import SCHEDULES
+from dnn.settings import FitSettings
+from dnn.training import History, Trainer
 
-FIT_SETTINGS = ("epochs", "batch_size", "validation_split", "shuffle", "memory_limit", "precision")
-"""The fields of `dnn.training.FitSettings` that are flags of the same name."""
+OPTIMIZER = [
+    Flag("optimizer", "NAME", build.optimizer, "as adamw(beta2=0.95) (default: adam)"),
+    Flag("learning_rate", "F", float, "(default: the optimizer's, 0.001 for adam)"),
+    Flag("weight_decay", "F", float, "decoupled (default: the optimizer's, 0 for adam)"),
+    Flag("schedule", "NAME", build.schedule, "of the learning rate, as cosine(warmup=1)"),
+    Flag("weight_decay_schedule", "NAME", build.schedule, "of the weight decay"),
+    Flag("l1", "F", float, "penalty l1 sum |w|"),
+    Flag("l2", "F", float, "penalty l2/2 sum w^2"),
+    Flag("clip_norm", "F", float, "bound of the norm of all gradients"),
+    Flag("clip_value", "F", float, "bound of each gradient"),
+    Flag("max_norm", "F", float, "bound of the norm of each unit's weights"),
+    Flag("accumulate", "N", int, "batches for each update"),
+    Flag("moving_average", "F", float, "decay of the average of weights to keep"),
+]
+TRAINING = [
+    Flag("epochs", "N", int, "passes over the data"),
+    Flag("batch_size", "N", int, "examples per step"),
+    Flag("validation_split", "F", float, "fraction of train to hold out"),
+    Flag("early_stopping", "N", build.early_stopping, "epochs to wait, or early_stopping(monitor=...)"),
+    *build.MEASURES,
+    Flag("precision", "NAME", str, "of training steps (default: that of --dtype)"),
+    Flag("memory_limit", "GB", float, "device memory to use (default: all that is free)"),
+]
+CHOICES: dict[str, Iterable[str]] = {
+    "Activations": ACTIVATIONS,
+    "Losses": LOSSES,
+    "Optimizers": OPTIMIZERS,
+    "Schedules": SCHEDULES,
+    "Metrics": METRICS,
+    "Initializers": INITIALIZERS,
+}
+OF_OPTIMIZER = "learning_rate", "weight_decay"
+"""Flags that are settings of the optimizer, whichever it is, and replace those in its call."""
+NAMES: dict[type[Any], str] = {
+    kind: name for kinds in (OPTIMIZERS, SCHEDULES, build.EARLY_STOPPING) for name, kind in kinds.items()
+}
 MANY_CLASSES, ENOUGH_EXAMPLES = 20, 5
 """Labels of more classes than this, with fewer examples for each on average, are taken for values."""
 
@@ -35,62 +86,38 @@ MANY_CLASSES, ENOUGH_EXAMPLES = 20, 5
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
+        usage="dnn train TRAIN.h5 [--SETTING VALUE ...]",
         help="train a network on a data file",
         description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The labels determine the output "
         "layer: one sigmoid unit for two classes, softmax for more, linear for real values. Whole numbers from 0 "
         "without gaps are taken for classes, as floats too; --output decides.",
+        epilog=". ".join(f"{what}: {', '.join(names)}" for what, names in CHOICES.items())
+        + ". Settings are given as in adamw(beta2=0.95).",
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34),
     )
-    parser.add_argument(
+    data = parser.add_argument_group("data")
+    data.add_argument(
         "data",
         metavar="TRAIN.h5",
         type=os.path.expanduser,
         help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes",
     )
-    parser.add_argument(
-        "--test", metavar="TEST.h5", type=os.path.expanduser, help="the test part, if it is in a separate file"
-    )
-    add_names(parser)
-    parser.add_argument(
-        "--hidden", metavar="N,N,...", type=_sizes, default=[64], help="hidden layer sizes, or none (default: 64)"
-    )
-    parser.add_argument(
-        "--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers (default: relu)"
-    )
-    parser.add_argument("--output", choices=HEADS, help="output layer (default: from the labels)")
-    parser.add_argument(
-        "--initializer",
-        choices=INITIALIZERS,
-        default="he_normal",
-        help="initial weights (default: he_normal)",
-        metavar="NAME",
-    )
-    parser.add_argument("--epochs", metavar="N", type=int, default=20, help="passes over the data (default: 20)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="examples per update (default: 64)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adam", help="(default: adam)")
-    parser.add_argument(
-        "--learning-rate", metavar="F", type=float, help="(default: 0.001 for adam, 0.01 for sgd and momentum)"
-    )
-    parser.add_argument(
-        "--validation-split", metavar="F", type=float, default=0.0, help="fraction of train to hold out (default: 0)"
-    )
-    parser.add_argument(
+    data.add_argument("--test", metavar="TEST.h5", type=os.path.expanduser, help="the test part, if in a separate file")
+    add_names(data)
+    build.add_network_flags(parser)
+    build.add_flags(parser.add_argument_group("optimizer"), OPTIMIZER, FitSettings)
+    training = parser.add_argument_group("training")
+    build.add_flags(training, TRAINING, FitSettings)
+    training.add_argument(
         "--shuffle", action=argparse.BooleanOptionalAction, default=True, help="use a new order each epoch"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of weights and shuffling (default: 0)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of training steps (default: that of --dtype)")
-    parser.add_argument(
-        "--input-scale", metavar="F", type=float, help="factor for X (default: 1/255 for bytes, else 1)"
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", type=os.path.expanduser, help="folder (default: runs/<name of the data file>)"
     )
-    parser.add_argument(
-        "--memory-limit", metavar="GB", type=float, help="device memory to use (default: all that is free)"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=os.path.expanduser, help="output folder (default: runs/<name of the data file>)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing model")
-    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
-    add_common(parser)
+    output.add_argument("--force", action="store_true", help="replace an existing model")
+    output.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    add_common(output)
     parser.set_defaults(run=run)
 
 
@@ -100,74 +127,85 @@ def run(given: argparse.Namespace) -> None:
         raise OutputError("--out: expected the name of a folder, got an empty one")
     out = given.out or os.path.join("runs", name)
     model_path, history_path = os.path.join(out, "model.h5"), os.path.join(out, "history.csv")
+    settings = _fit_settings(given)
+    missing = settings.missing_targets == "mask"
     with ExitStack() as files:
         train_data = files.enter_context(open_dataset(given.data, given.x, given.y))
         test_data = files.enter_context(open_dataset(given.test, given.x, given.y)) if given.test else train_data
         train, test = _parts(train_data, test_data)
         labels = read_labels(train)
-        output, units = _output(given.output, labels, train_data)
+        asked, known = build.output_asked_for(given), _known(labels) if missing else labels
+        output, targets = _output(asked, known, train_data)
         if train.X.ndim < 2 or 0 in train.X.shape:
             raise DataError(f"{given.data}: expected X of shape (examples, features), got {train.X.shape}")
         # settings and output paths are checked now, not after the training
-        network = Network(
-            [math.prod(train.X.shape[1:]), *given.hidden, units],
-            activation=given.activation,
-            output=output,
-            initializer=given.initializer,
-            seed=given.seed,
-            dtype=given.dtype,
-            input_scale=given.input_scale,
-            backend=given.backend,
-        )
-        check_precision(network.dtype, network.backend, given.precision)
+        network = build.network_from(given, math.prod(train.X.shape[1:]), targets, output)
+        Trainer(network, settings)
         network.classes = _class_names(train_data, network)
-        optimizer = OPTIMIZERS[given.optimizer](
-            **({"learning_rate": given.learning_rate} if given.learning_rate is not None else {})
-        )
         if test is not None:
-            _check_test(network, train, test)
+            _check_test(network, train, test, missing)
         for path in (model_path, history_path):
             check_writable(path, given.force, [given.data, given.test or given.data])
         model_file, history_file = os.path.abspath(model_path), os.path.abspath(history_path)
         inform_device(given, network)
-        guess = _guess(given.output, labels, train, train_data, network)
+        guess = _guess(asked, known, train, train_data, network)
         inform(
             given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output{guess}"
         )
-        settings = {name: getattr(given, name) for name in FIT_SETTINGS}
-        history = network.fit(train.X, labels, optimizer=optimizer, verbose=not given.quiet, **settings)
-        measured = {"train": network.evaluate(train.X, labels)}
-        if test is not None:
-            measured["test"] = network.evaluate(test.X, test.Y)
+        history = network.fit(train.X, labels, **vars(settings))
+        # of several targets, metrics that look at whole examples are not defined where some are missing
+        metrics = () if missing and network.targets > 1 else settings.metrics
+        measured = {
+            split: network.evaluate(part.X, Y, metrics=metrics, missing_targets=settings.missing_targets)
+            for split, part, Y in (("train", train, labels), ("test", test, None if test is None else test.Y))
+            if part is not None
+        }
         for split, values in measured.items():
             check_finite(network, values, split)
         write_results({history_file: _csv(history), model_file: model_bytes(network)}, given.force)
     if given.json:
-        settings = {
-            name: getattr(given, name)
-            for name in ("data", "test", "hidden", "activation", "initializer", "epochs", "batch_size", "optimizer")
-        }
-        settings |= {"learning_rate": optimizer.learning_rate, "validation_split": given.validation_split}
-        settings |= {"shuffle": given.shuffle, "seed": given.seed, "dtype": given.dtype, "output": output}
-        settings |= {"precision": given.precision or given.dtype}
-        settings |= {"input_scale": network.input_scale, "backend": network.backend.name}
-        summary = {"model": model_path, "history": history_path, "settings": settings, "test": None}
-        show(json.dumps(summary | measured | {"seconds": round(history.seconds, 3)}) + "\n")
+        summary: dict[str, Any] = {"model": model_path, "history": history_path}
+        summary |= {"settings": _used(given, network, settings), "test": None, **measured}
+        summary |= {"best_epoch": history.best_epoch, "stopped": history.stopped}
+        show(json.dumps(for_json(summary | {"seconds": round(history.seconds, 3)})) + "\n")
     else:
         lines = [f"{split}: {in_words(values)}" for split, values in measured.items()]
+        if history.best_epoch is not None:
+            lines.append(f"early stopping: restored epoch {history.best_epoch} of {history.epoch[-1]}")
         show("\n".join([*lines, f"model: {model_path}", ""]))
 
 
-def _sizes(text: str) -> list[int]:
-    if text == "none":
-        return []
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers such as 20,7,5, or none, got {text!r}") from None
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"a layer needs at least 1 unit, got {text!r}")
-    return sizes
+def _fit_settings(given: argparse.Namespace) -> FitSettings:
+    of_optimizer = {name: getattr(given, name) for name in OF_OPTIMIZER if getattr(given, name) is not None}
+    names = [flag.name for flag in (*OPTIMIZER, *TRAINING) if flag.name not in (*OF_OPTIMIZER, "optimizer")]
+    return FitSettings(
+        optimizer=replace(given.optimizer, **of_optimizer),
+        shuffle=given.shuffle,
+        verbose=not given.quiet,
+        **{name: getattr(given, name) for name in names},
+    )
+
+
+def _used(given: argparse.Namespace, network: Network, settings: FitSettings) -> dict[str, Any]:
+    """Every setting of this training, by the name of its flag."""
+    optimizer = settings.optimizer
+    of_network = {flag.name: getattr(given, flag.name) for flag in build.NETWORK}
+    of_network |= {"activation": given.activation or "relu", "loss": loss_config(network.loss_function)}
+    of_network |= {"output": network.output, "input_scale": network.input_scale, "backend": network.backend.name}
+    of_fit = {flag.name: getattr(settings, flag.name, None) for flag in (*OPTIMIZER, *TRAINING)}
+    of_fit |= {name: getattr(optimizer, name) for name in OF_OPTIMIZER}
+    of_fit |= {"shuffle": settings.shuffle, "precision": settings.precision or network.dtype.name}
+    of_fit |= {"metrics": [getattr(metric, "name", metric) for metric in settings.metrics]}
+    described = {name: _described(value) for name, value in (of_network | of_fit).items()}
+    return {"data": given.data, "test": given.test, "hidden": given.hidden, **described, "threads": given.threads}
+
+
+def _described(value: Any) -> Any:
+    """A configuration as its name and settings."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    name = NAMES.get(type(value))
+    return ({} if name is None else {"name": name}) | asdict(value)
 
 
 def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
@@ -180,7 +218,13 @@ def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
     return train_data.train, test
 
 
-def _check_test(network: Network, train: Part, test: Part) -> None:
+def _known(labels: np.ndarray) -> np.ndarray:
+    """The labels but those that are nan; of several columns all."""
+    one = labels.ndim == 1 or labels.shape[1:] == (1,)
+    return labels[~np.isnan(labels)] if one and labels.dtype.kind == "f" else labels
+
+
+def _check_test(network: Network, train: Part, test: Part, missing: bool) -> None:
     """Raise DataError, before the training rather than after it, if the test part cannot be evaluated."""
     if network.input_scale is None and (train.X.dtype == np.uint8) != (test.X.dtype == np.uint8):
         raise DataError(
@@ -188,11 +232,16 @@ def _check_test(network: Network, train: Part, test: Part) -> None:
             "store both alike, or give --input-scale"
         )
     network.input_shape = tuple(train.X.shape[1:])
-    prepare(network, test.X, test.Y, name="X_test")
+    scales = network.input_scale, network.target_scale
+    if isinstance(network.input_scale, str):  # the training part, which is not yet known, decides
+        network.input_scale = 1.0
+    network.target_scale = None
+    prepare(network, test.X, test.Y, name="X_test", missing=missing)
+    network.input_scale, network.target_scale = scales
 
 
 def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
-    """The output, and its number of units, that these labels imply."""
+    """The output, and the number of its targets or classes, that these labels imply."""
     if labels.size == 0:
         raise DataError(f"{data.path}: expected at least one label, got an empty set")
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
@@ -261,14 +310,14 @@ def _guess(asked: str | None, labels: np.ndarray, train: Part, data: Dataset, ne
 
 
 def _are_shares(labels: np.ndarray) -> bool:
-    return bool(labels.min() >= 0 and labels.max() <= 1)
+    return bool(np.nanmin(labels) >= 0 and np.nanmax(labels) <= 1)
 
 
 def _output_of_columns(asked: str | None, labels: np.ndarray) -> tuple[str, int]:
     columns = labels.shape[1]
     if asked is not None:
         return asked, columns
-    if not np.isin(labels, (0, 1)).all():
+    if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
         return "linear", columns
     return ("softmax" if (labels.sum(axis=1) == 1).all() else "sigmoid"), columns
 
@@ -283,5 +332,6 @@ def _csv(history: History) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["epoch", *history.history])
-    writer.writerows(zip(history.epoch, *history.history.values(), strict=True))
+    columns = [[np.asarray(value).tolist() for value in values] for values in history.history.values()]
+    writer.writerows(zip(history.epoch, *columns, strict=True))
     return text.getvalue().encode()

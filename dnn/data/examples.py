@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dnn.backends import Array, Backend, backend_of, get_backend
+from dnn.data import scaling
 from dnn.data.hdf5 import names_with
+from dnn.data.scaling import Scaling
 from dnn.data.sources import Rows, as_array, is_device_array, read
 from dnn.errors import DataError
-from dnn.network import Network
+from dnn.layers import Dense
+from dnn.network import Network, in_words
 
 CHUNK = 4_000_000
 """Numbers converted at a time, so that conversion needs no second copy of the data."""
@@ -27,38 +30,77 @@ class Examples:
     An X on the host is copied to the device one batch at a time (see `dnn.batches.Batches`).
 
     Bytes stay bytes, a quarter of the memory of float32; each batch is multiplied by `scale`, a scalar of the network's
-    dtype. Anything else is already in that dtype and scaled, and `scale` is None.
+    dtype. Anything else is already in that dtype and scaled, bytes too where the scale is learned, and `scale` is None.
     """
 
     X: Array
     targets: Array | None = None
     scale: Any = None
+    weights: Array | None = None
+    """Of the losses: (m, 1), or (m, K) one for each target."""
+    counted: Array | None = None
+    """Of those the part that the metric counts as well; None where it counts all weights."""
 
     @property
     def m(self) -> int:
         return self.X.shape[0]
+
+    def arrays(self) -> dict[str, Array | None]:
+        """What a batch has rows of, X first."""
+        return {"X": self.X, "targets": self.targets, "weights": self.weights, "counted": self.counted}
 
     def on(self, backend: Backend) -> Examples:
         """The same examples with X on the backend's device."""
         return replace(self, X=backend.asarray(self.X))
 
 
+class Targets(NamedTuple):
+    """The targets, and where some are missing, 1 for those that are known."""
+
+    values: Array
+    known: Array | None
+
+    def part(self, first: int, last: int) -> Targets:
+        return Targets(self.values[first:last], None if self.known is None else self.known[first:last])
+
+    def on(self, backend: Backend) -> Targets:
+        return Targets(backend.asarray(self.values), None if self.known is None else backend.asarray(self.known))
+
+
 NO_LABELS = object()
 """Passed to `prepare` when no targets are wanted. None does not mean this: it is an error, missing labels."""
 
 
-def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = False, name: str = "X") -> Examples:
-    """The examples for this network. With `fitting`, the first ones determine an automatic input_scale.
+def prepare(
+    network: Network,
+    X: Any,
+    Y: Any = NO_LABELS,
+    *,
+    fitting: bool = False,
+    name: str = "X",
+    missing: bool = False,
+    rows_to_learn: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> Examples:
+    """The examples for this network. With `fitting`, the first ones determine an automatic or learned scale.
 
     X (m, ...): NumPy, lists, pandas, HDF5 data sets, a backend's arrays. Y depends on the output: see `targets_for`.
     DataError says what is wrong. A NumPy X that needs no conversion is used without a copy. X stays on the host, or on
     the network's device if it is already there: the caller, who knows what else must fit, decides whether to move it.
+
+    With `missing`, targets may be nan: their weight is 0. `rows_to_learn` chooses, by the targets, the examples from
+    which what belongs to the data is learned.
     """
-    X, targets, scale, kind = _checked(network, X, Y, name)
-    examples = _converted(network, X, targets, scale, name, 0, X.shape[0])
+    X, targets, scale, kind = _checked(network, X, Y, name, missing)
+    rows = None if rows_to_learn is None or targets is None else rows_to_learn(targets.values)
+    statistics = network.statistics
+    if fitting and not statistics:
+        statistics = _learned(network, X, targets, name, rows)
+    applied = _applied(network, statistics, scale, name)
+    targets = _on_device(network, statistics, targets)
+    examples = _converted(network, X, targets, applied, name, 0, X.shape[0])
     if fitting:
         # only once everything is accepted: a rejected fit leaves the network unchanged
-        network.input_scale, network.input_kind = scale, kind
+        network.input_scale, network.input_kind, network.statistics = scale, kind, statistics
         network.input_shape = network.input_shape or tuple(X.shape[1:])
         columns = _column_names(X)
         if columns is not None and (network.feature_names is None or _are_numbers(network.feature_names)):
@@ -69,29 +111,35 @@ def prepare(network: Network, X: Any, Y: Any = NO_LABELS, *, fitting: bool = Fal
     return examples
 
 
-def prepare_in_parts(network: Network, X: Any, Y: Any = NO_LABELS) -> tuple[int, Iterator[Examples]]:
+def prepare_in_parts(
+    network: Network, X: Any, Y: Any = NO_LABELS, missing: bool = False
+) -> tuple[int, Iterator[Examples]]:
     """The number of examples, and the examples as `prepare` returns them, part by part.
 
     Everything is checked here except that all numbers are finite. Data that is converted or read from a file is never
     in memory as a whole.
     """
-    X, targets, scale, _ = _checked(network, X, Y, "X")
-    m, of_bytes = X.shape[0], X.dtype == np.uint8
+    X, targets, scale, _ = _checked(network, X, Y, "X", missing)
+    applied = _applied(network, network.statistics, scale, "X")
+    targets = _on_device(network, network.statistics, targets)
+    m, of_bytes = X.shape[0], _stays_bytes(X, applied)
     whole = X.values if isinstance(X, Rows) else X
-    as_it_is = _needs_no_conversion(whole, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else scale)
+    as_it_is = _needs_no_conversion(whole, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else applied)
     size = m if as_it_is or is_device_array(X) else max(1, 2 * CHUNK // network.layer_sizes[0])
 
     def parts() -> Iterator[Examples]:
         for first in range(0, m, size):
             last = min(first + size, m)
-            of_part = None if targets is None else targets[first:last]
-            yield _converted(network, X, of_part, scale, "X", first, last)
+            of_part = None if targets is None else targets.part(first, last)
+            yield _converted(network, X, of_part, applied, "X", first, last)
 
     return m, parts()
 
 
-def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | None, float, str | None]:
-    """X as an array of the right shape, the targets, the scale, and the kind of input."""
+def _checked(
+    network: Network, X: Any, Y: Any, name: str, missing: bool
+) -> tuple[Any, Targets | None, float | str, str | None]:
+    """X as an array of the right shape, the targets on the host, the scale, and the kind of input."""
     if Y is not NO_LABELS:
         _check_index(name, X, Y)
     X = _by_column(network, name, as_array(name, X))
@@ -99,21 +147,72 @@ def _checked(network: Network, X: Any, Y: Any, name: str) -> tuple[Any, Array | 
     scale, kind = _scaling(network, name, X)
     targets = None
     if Y is not NO_LABELS:
-        targets = network.backend.asarray(targets_for(network, Y, X.shape[0], "Y" + name[1:], name))
+        targets = Targets(*targets_for(network, Y, X.shape[0], "Y" + name[1:], name, missing))
     return X, targets, scale, kind
 
 
+def _learned(
+    network: Network, X: Any, targets: Targets | None, name: str, rows: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """What the network's scales take from these rows, in ascending order, or from all."""
+    found, m, n_in = {}, X.shape[0] if rows is None else len(rows), network.layer_sizes[0]
+
+    def blocks() -> Iterator[np.ndarray]:
+        columns, source = (X.columns, X if X.values is None else X.values) if isinstance(X, Rows) else (None, X)
+        for first, last in _chunks(X.shape[0], n_in):
+            part = read(name, source, slice(first, last))
+            on_host = backend_of(part).to_numpy(part) if is_device_array(part) else part
+            block = on_host.reshape(last - first, n_in).astype(np.float64)
+            _check_finite(name, block, first, block.dtype, columns)
+            yield block if rows is None else block[rows[slice(*np.searchsorted(rows, (first, last)))] - first]
+
+    if network.input_scale == "standard":
+        found["input_shift"], found["input_factor"] = scaling.standard(blocks, n_in)
+    elif network.input_scale == "robust":
+        found["input_shift"], found["input_factor"] = scaling.robust(blocks, n_in, m, CHUNK)
+    if network.target_scale is not None and targets is not None:
+        known = targets.known if rows is None or targets.known is None else targets.known[rows]
+        values = targets.values if rows is None else targets.values[rows]
+        found["target_shift"], found["target_factor"] = scaling.of_targets(values, known)
+    for statistic, values in found.items():
+        if np.isnan(values).any():
+            what = f"{name}: feature" if statistic.startswith("input") else f"Y{name[1:]}: target"
+            raise DataError(f"{what} {int(np.isnan(values).argmax())} is too large to be scaled: divide it by its size")
+    return found
+
+
+def _applied(network: Network, statistics: dict[str, np.ndarray], scale: float | str, name: str) -> float | Scaling:
+    """What is done to X. DataError where the network scales by what it has yet to learn."""
+    if not statistics and (isinstance(scale, str) or network.target_scale is not None):
+        given = f"input_scale={scale!r}" if isinstance(scale, str) else f"target_scale={network.target_scale!r}"
+        raise DataError(f"{name}: a network with {given} takes its scale from the data of its first fit: fit it first")
+    return scaling.input_scaling(network, statistics) if isinstance(scale, str) else scale
+
+
+def _on_device(network: Network, statistics: dict[str, np.ndarray], targets: Targets | None) -> Targets | None:
+    """The targets as the network learns them."""
+    if targets is not None and network.target_scale is not None:
+        targets = Targets(scaling.scaled_targets(network, statistics, *targets), targets.known)
+    return None if targets is None else targets.on(network.backend)
+
+
+def _stays_bytes(X: Any, scale: float | Scaling) -> bool:
+    return X.dtype == np.uint8 and not isinstance(scale, Scaling)
+
+
 def _converted(
-    network: Network, X: Any, targets: Array | None, scale: float, name: str, first: int, last: int
+    network: Network, X: Any, targets: Targets | None, scale: float | Scaling, name: str, first: int, last: int
 ) -> Examples:
     """The examples from `first` to `last`: bytes with their scale, other numbers already scaled."""
-    if X.dtype == np.uint8:
-        return Examples(_convert(network, name, X, X.dtype, 1.0, first, last), targets, network.dtype.type(scale))
-    return Examples(_convert(network, name, X, network.dtype, scale, first, last), targets)
+    values, known = (None, None) if targets is None else targets
+    if _stays_bytes(X, scale):
+        X = _convert(network, name, X, X.dtype, 1.0, first, last)
+        return Examples(X, values, network.dtype.type(scale), known, known)
+    return Examples(_convert(network, name, X, network.dtype, scale, first, last), values, None, known, known)
 
 
 def _check_shape(network: Network, name: str, X: Any) -> None:
-    n_in, n_1 = network.layer_sizes[:2]
+    n_in = network.layer_sizes[0]
     if X.shape[:1] == (0,):
         raise DataError(f"{name}: expected at least one example, got an empty set of shape {tuple(X.shape)}")
     if len(X.shape) < 2:
@@ -131,7 +230,7 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
         )
         raise DataError(
             f"layer 1: {name} has shape {tuple(X.shape)}, that is {features} features per example, but "
-            f"W1 {(n_1, n_in)} takes {n_in}: {fix}"
+            f"{_first(network)} takes {n_in}: {fix}"
         )
     # flattened or not, the features of an example are in the order of the first fit
     fitted, given = (tuple(n for n in shape if n != 1) for shape in (network.input_shape or (), X.shape[1:]))
@@ -140,6 +239,13 @@ def _check_shape(network: Network, name: str, X: Any) -> None:
             f"{name}: this network was trained on examples of shape {network.input_shape}; got {tuple(X.shape[1:])}, "
             f"whose features are in another order: transpose {name} as the training data was"
         )
+
+
+def _first(network: Network) -> str:
+    """What the examples are for, in words."""
+    if isinstance(network.layers[0], Dense):
+        return f"W1 {network.parameters.shapes['W1'][-2:]}"
+    return f"the first, {in_words(network.layers[0])},"
 
 
 def _check_index(name: str, X: Any, Y: Any) -> None:
@@ -193,9 +299,9 @@ def _by_column(network: Network, name: str, X: Any) -> Any:
     )
 
 
-def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
+def _scaling(network: Network, name: str, X: Any) -> tuple[float | str, str | None]:
     """(input_scale, input_kind): what this X implies, or what is already fixed, after checking that X agrees."""
-    kind = "bytes" if X.dtype == np.uint8 else "numbers"
+    kind = "bytes" if X.dtype == np.uint8 and not network.code_columns else "numbers"
     if network.input_scale is None:
         return (1 / 255 if kind == "bytes" else 1.0), kind
     if network.input_kind not in (None, kind):
@@ -205,10 +311,13 @@ def _scaling(network: Network, name: str, X: Any) -> tuple[float, str | None]:
     return network.input_scale, network.input_kind
 
 
-def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float, first: int, last: int) -> Array:
+def _convert(
+    network: Network, name: str, X: Any, dtype: np.dtype, scale: float | Scaling, first: int, last: int
+) -> Array:
     """Rows first..last as a C-contiguous (m, n_in) array of this dtype, times `scale`, with all numbers finite.
 
-    On the host, or on the network's device if X is there.
+    A learned scale is applied in float64, before anything is rounded. On the host, or on the network's device if X is
+    there.
     """
     backend = network.backend
     m, n_in = last - first, network.layer_sizes[0]
@@ -218,11 +327,19 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float,
     if is_device_array(X):
         source = backend_of(X)
         if source is backend:
-            # scaled in the network's dtype, as on the host
-            converted = X.reshape(X.shape[0], n_in)[first:last].astype(dtype, copy=scale != 1)
-            if scale != 1:
-                converted *= dtype.type(scale)
-            xp = backend.xp
+            xp, rows = backend.xp, X.reshape(X.shape[0], n_in)[first:last]
+            if isinstance(scale, Scaling):
+                converted = backend.empty((m, n_in), dtype)
+                for start, stop in _chunks(m, n_in):
+                    part = rows[start:stop].astype(np.float64)
+                    if not bool(xp.isfinite(part).all()):
+                        _raise_non_finite(name, backend.to_numpy(part), first + start, part.dtype)
+                    converted[start:stop] = scale(backend, part).astype(dtype)
+            else:
+                # scaled in the network's dtype, as on the host
+                converted = rows.astype(dtype, copy=scale != 1)
+                if scale != 1:
+                    converted *= dtype.type(scale)
             if dtype.kind == "f" and not bool(xp.isfinite(converted).all()):
                 _raise_non_finite(name, backend.to_numpy(converted), first, dtype)
             return xp.ascontiguousarray(converted)
@@ -235,15 +352,20 @@ def _convert(network: Network, name: str, X: Any, dtype: np.dtype, scale: float,
     host = new_host_array(name, (m, n_in), dtype)
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
+        values = read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
         with np.errstate(over="ignore"):
-            rows[...] = read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
-        if scale != 1:
+            if isinstance(scale, Scaling):
+                values = values.astype(np.float64)
+                _check_finite(name, values, first + start, values.dtype, columns)
+                values = scale(backend, values)
+            rows[...] = values
+        if not isinstance(scale, Scaling) and scale != 1:
             rows *= dtype.type(scale)
         _check_finite(name, rows, first + start, dtype, columns)
     return host
 
 
-def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float) -> bool:
+def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float | Scaling) -> bool:
     return isinstance(X, np.ndarray) and X.dtype == dtype and scale == 1 and X.flags.c_contiguous
 
 
@@ -289,18 +411,22 @@ def _raise_non_finite(
 # --------------------------------------------------------------------------------------------- targets
 
 
-def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str = "X") -> np.ndarray:
+def targets_for(
+    network: Network, Y: Any, m: int, name: str = "Y", X_name: str = "X", missing: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Y in the form that the network's output expects.
 
     sigmoid, one unit   (m,) or (m, 1), values in [0, 1]              -> (m, 1) in the network's dtype
     sigmoid, K units    (m, K), values in [0, 1]                      -> (m, K)
     softmax, K units    (m,) or (m, 1) class numbers, or one-hot (m, K) -> (m, 1) int64
-    linear, K units     (m, K); also (m,) for one unit                -> (m, K)
+    linear, K units     (m, K); also (m,) for one unit                -> (m, K), in float64 if they are yet to be scaled
+
+    With `missing`, and where there are nan: 0 in their place, and 1 for every target that is known, 0 for the others.
     """
     Y = as_array(name, Y)
     names = names_with(Y)
     Y = backend_of(Y).to_numpy(Y) if is_device_array(Y) else read(name, Y, ...)
-    K = network.layer_sizes[-1]
+    K = network.targets
     if Y.ndim == 0 or Y.size == 0:
         raise DataError(f"{name}: expected one label per example, got shape {Y.shape}")
     if Y.dtype.kind == "V":  # bfloat16 and its kin, which NumPy's functions do not take
@@ -314,7 +440,7 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
     if names is not None and network.output != "linear":
         Y = _by_name(network, name, Y, names)
     if network.output == "softmax":
-        return _class_numbers(name, Y, K)
+        return _class_numbers(name, Y, K), None
     if Y.ndim != 2 or Y.shape[1] != K:
         hint = ": class numbers need output='softmax'" if network.output == "sigmoid" and Y.shape[1:] == (1,) else ""
         raise DataError(
@@ -322,16 +448,24 @@ def targets_for(network: Network, Y: Any, m: int, name: str = "Y", X_name: str =
             f"so expected shape ({m}, {K}), got {Y.shape}{hint}"
         )
     with np.errstate(over="ignore"):
-        Y = np.ascontiguousarray(Y, dtype=network.dtype)
+        dtype = network.dtype if network.target_scale is None else np.dtype(np.float64)
+        Y = np.ascontiguousarray(Y, dtype=dtype)
+    known = None
+    if missing and np.isnan(Y).any():
+        known = (~np.isnan(Y)).astype(network.dtype)
+        Y = np.where(known > 0, Y, 0)
+    check = getattr(network.loss_function, "check_targets", None)
     if not np.isfinite(Y).all():
-        raise DataError(f"{name}: expected finite numbers, got {Y[~np.isfinite(Y)][0]} in {network.dtype}")
+        raise DataError(f"{name}: expected finite numbers, got {Y[~np.isfinite(Y)][0]} in {Y.dtype}")
     if network.output == "sigmoid" and (Y.min() < 0 or Y.max() > 1):
         wrong = Y[(Y < 0) | (Y > 1)][0]
         raise DataError(
             f"{name}: a sigmoid output takes labels 0 and 1 (or probabilities in between), got {wrong:g}: number the "
             "classes 0 and 1, or use output='softmax' for more than two classes, 'linear' for real values"
         )
-    return Y
+    if check is not None:
+        check(Y)
+    return Y, known
 
 
 def check_known(name: str, names: Sequence[str], classes: Sequence[str], used: Sequence[str] | None = None) -> None:

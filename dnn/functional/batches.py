@@ -7,9 +7,16 @@ from typing import Any
 from dnn.backends import Array
 
 
-def batch_rows(xp: Any, order: Array, position: Array, m: int) -> Array:
-    """The next m rows: order[position : position + m]. order (n,) and position (1,) int64, position + m at most n."""
-    return xp.take(order.reshape(-1, 1), position + xp.arange(m), axis=0).reshape(m)
+def batch_rows(xp: Any, order: Array, position: Array, m: int, members: int = 1) -> Array:
+    """The next m rows: order[position : position + m]. order (n,) and position (1,) int64, position + m at most n.
+
+    Of several members, whose orders of n rows stand one after the other, m rows each.
+    """
+    places = position + xp.arange(m)
+    if members > 1:
+        number = xp.arange(members * m)
+        places = position + number % m + number // m * (order.shape[0] // members)
+    return xp.take(order.reshape(-1, 1), places, axis=0).reshape(members * m)
 
 
 def load_batch(xp: Any, source: Array, rows: Array, scale: Any, dtype: Any) -> Array:

@@ -21,3 +21,13 @@ def linear_backward(xp: Any, dZ: Array, A_prev: Array, W: Array) -> tuple[Array,
     dZ (m, n_out); dA_prev (m, n_in), dW (n_out, n_in), db (n_out,).
     """
     return xp.dot(dZ, W), xp.dot(dZ.T, A_prev), xp.sum(dZ, axis=0)
+
+
+def linear_product(xp: Any, A_prev: Array, W: Array) -> Array:
+    """Z = A_prev Wᵀ: the affine map without a bias."""
+    return xp.dot(A_prev, W.T)
+
+
+def residual_sum(xp: Any, X: Array, F: Array) -> Array:
+    """Y = X + F(X): He et al. 2016, equation (1). Its dX is dY + dF."""
+    return X + F
