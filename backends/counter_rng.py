@@ -37,21 +37,26 @@ def _grown(word: Any, by: int) -> Any:
     return (word + by) & _WORD if isinstance(word, int) else word.astype(np.uint64) + by
 
 
-def random_words(xp: Any, rows: int, columns: int, seed: Any, stream: Any, step: Any, each: Any = None) -> Any:
+def random_words(
+    xp: Any, rows: int, columns: int, seed: Any, stream: Any, step: Any, each: Any = None, parts: int = 1
+) -> Any:
     """A matrix (rows, columns) of random words, uint32; with `each`, of what this function makes of them.
 
     seed, stream    whole numbers below 2**32, or arrays uint32: what tells a network and a layer from others
     step            int64 (1,): each has other words
+    each            gives of an array of words one of results, or a list of so many `parts`
 
-    All four words of a counter are used: word r of counter (i, j) is the element in row r q + i and column j, where q
-    is a quarter of the rows, rounded up.
+    All four words of a counter are used: with q a quarter of the rows, rounded up, word r of counter (i, j) is the
+    element in row r q + i and column j. With parts, q is a quarter of the rows that one part of each word gives.
     """
-    quarter = -(-rows // 4)
-    if quarter * columns > _WORD:
-        raise ValueError(f"{rows} x {columns} random words: a step has at most {4 * _WORD}")
-    index = xp.arange(quarter * columns, dtype=np.uint32).reshape(quarter, columns)
+    number = 4 * parts
+    share = -(-rows // number)
+    if share * columns > _WORD:
+        raise ValueError(f"{rows} x {columns} random numbers: a step has at most {number * _WORD}")
+    index = xp.arange(share * columns, dtype=np.uint32).reshape(share, columns)
     low, high = (step & _WORD).astype(np.uint32), (step >> 32).astype(np.uint32)
-    words = philox(xp, (index, np.uint32(0), low, high), (seed, stream))
-    found = [word if each is None else each(word) for word in words]
-    # fewer than four rows need no more words than that
-    return xp.concatenate(found[: -(-rows // quarter)], axis=0)[:rows]
+    words = philox(xp, (index, xp.zeros_like(index), low, high), (seed, stream))
+    made = [word if each is None else each(word) for word in words]
+    found = made if parts == 1 else [part for of_word in made for part in of_word]
+    # few rows need no more than the first of them
+    return xp.concatenate(found[: -(-rows // share)], axis=0)[:rows]

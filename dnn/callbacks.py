@@ -73,6 +73,19 @@ class Event:
         """The same, (1,), without waiting; a later batch writes into it."""
         return self._find_loss()
 
+    @property
+    def learning_rate(self) -> float:
+        """Before a schedule's factor. What it is set to holds until the fit ends."""
+        assert self.network.training_state is not None
+        return self.network.training_state.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        assert self.network.training_state is not None
+        if check_finite_number("learning_rate", value) < 0:
+            raise ValueError(f"learning_rate must be at least 0, got {value!r}")
+        self.network.training_state.learning_rate = value
+
     def stop(self, reason: str = "a callback stopped it") -> None:
         """End the fit: after this batch, or this epoch."""
         self.stopped = reason
@@ -143,12 +156,17 @@ class EarlyStopping:
         return value > best + self.min_delta if maximizes else value < best - self.min_delta
 
 
-def maximizes(monitor: str, asked: bool | None, metrics: Sequence[ExactMetric]) -> bool:
-    """Whether more of this measure is better: as asked, else as the fit's metric of that name says."""
+def maximizes(monitor: str, asked: bool | None, metrics: Sequence[ExactMetric], who: str) -> bool:
+    """Whether more of this measure is better: as asked, else as the fit's metric of that name says.
+
+    ValueError where that is a metric of which it is not known.
+    """
     if asked is not None:
         return bool(asked)
     name = monitor.removeprefix("val_")
     metric = next((metric for metric in metrics if metric.name == name), METRICS.get(name))
+    if metric is not None and metric.greater_is_better is None:
+        raise ValueError(f"{who} watches {monitor!r}, of which more may be better or worse: say maximize=True or False")
     return bool(metric is not None and metric.greater_is_better)
 
 

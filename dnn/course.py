@@ -215,9 +215,9 @@ def update_parameters(parameters: Parameters, grads: dict[str, Array], learning_
     for name, value in parameters.items():
         if f"d{name}" not in grads:
             raise DataError(f"grads: expected d{name} for {name} of parameters, got {', '.join(grads) or 'none'}")
-        backend, (value, grad) = _arrays(**{name: value, f"d{name}": grads[f"d{name}"]})
+        _, (value, grad) = _arrays(**{name: value, f"d{name}": grads[f"d{name}"]})
         _check_same_shape(name, value, f"d{name}", grad)
-        updated[name] = functional.sgd(backend.xp, value, grad, float(learning_rate))
+        updated[name] = value - float(learning_rate) * grad
     return updated
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -147,13 +147,18 @@ class Epochs:
         """Of the last batch, (1,), on the device."""
         return self._batches.last.loss
 
+    def settle(self, callbacks: Sequence[Any]) -> None:
+        """What callbacks may have changed, no repetition would change: this is where a divergence goes back to."""
+        if callbacks and self._snapshot.is_finite():
+            self._take_snapshot(time.perf_counter())
+
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rate by this from now on."""
         rate = self._state.optimizer.learning_rate * factor
         if rate != self._state.learning_rate:
             self._state.learning_rate = rate
-            # repeated, an epoch before would have this rate
-            self._take_snapshot(time.perf_counter())
+            if self._snapshot.is_finite():  # repeated, an epoch before would have this rate
+                self._take_snapshot(time.perf_counter())
 
     def _pass(
         self, interrupt: Interrupt, progress: Progress, look: Callable[[int], None] | None = None

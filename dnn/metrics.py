@@ -10,12 +10,12 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from dnn import functional
 from dnn.backends import Array
 from dnn.errors import check_number, check_whole
+from dnn.functional.metrics import METRICS, NamedMetric
 
 
 class Metric(Protocol):
@@ -66,9 +66,6 @@ class RootMeanSquaredError:
 
 # ------------------------------------------------------------------------- over all examples at once
 
-CLASSIFYING = ("sigmoid", "softmax")
-OUTPUTS = (*CLASSIFYING, "linear")
-
 
 class ExactMetric(Protocol):
     """A pure function in `xp`, which does not wait for the device, and what is known of it.
@@ -89,19 +86,6 @@ class ExactMetric(Protocol):
         """None: not known, or neither."""
 
     def __call__(self, xp: Any, P: Array, Y: Array, weights: Array | None = None) -> Array: ...
-
-
-@dataclass(frozen=True)
-class NamedMetric:
-    """A function of dnn.functional, or of the user."""
-
-    name: str
-    function: Callable[..., Any]
-    outputs: tuple[str, ...] = OUTPUTS
-    greater_is_better: bool | None = None
-
-    def __call__(self, xp: Any, P: Array, Y: Array, weights: Array | None = None) -> Array:
-        return self.function(xp, P, Y, weights)
 
 
 @dataclass(frozen=True)
@@ -144,36 +128,6 @@ class Pinball:
 
     def __call__(self, xp: Any, P: Array, Y: Array, weights: Array | None = None) -> Array:
         return functional.pinball_loss(xp, P, Y, weights, quantile=self.quantile)
-
-
-METRICS: dict[str, ExactMetric] = {
-    metric.name: metric
-    for metric in (
-        NamedMetric("accuracy", functional.accuracy, CLASSIFYING, True),
-        NamedMetric("balanced_accuracy", functional.balanced_accuracy, CLASSIFYING, True),
-        NamedMetric("top_k", functional.top_k_accuracy, ("softmax",), True),
-        *(
-            NamedMetric(name + suffix, partial(function, average=average), CLASSIFYING, True)
-            for name, function in [
-                ("precision", functional.precision_score),
-                ("recall", functional.recall_score),
-                ("f1", functional.f1_score),
-            ]
-            for suffix, average in [("", None), ("_macro", "macro"), ("_weighted", "weighted")]
-        ),
-        NamedMetric("roc_auc", functional.roc_auc, CLASSIFYING, True),
-        NamedMetric("average_precision", functional.average_precision, CLASSIFYING, True),
-        NamedMetric("log_loss", functional.log_loss, CLASSIFYING, False),
-        NamedMetric("brier", functional.brier_score, CLASSIFYING, False),
-        NamedMetric("calibration_error", functional.calibration_error, CLASSIFYING, False),
-        NamedMetric("confusion_matrix", functional.confusion_matrix, CLASSIFYING, None),
-        NamedMetric("rmse", functional.root_mean_squared_error, ("linear",), False),
-        NamedMetric("mae", functional.mean_absolute_error, ("linear",), False),
-        NamedMetric("r2", functional.r2_score, ("linear",), True),
-        NamedMetric("pinball", functional.pinball_loss, ("linear",), False),
-    )
-}
-"""By name. k of top_k is 5 and the quantile of pinball 1/2: TopK(k) and Pinball(quantile) have others."""
 
 
 def checked_metrics(

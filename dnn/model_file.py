@@ -8,7 +8,8 @@
     /statistics/...     what the scales of inputs and targets were taken from
     /classes            (K,) names, if the data had them
 
-Version 1 is for networks given by their sizes, without any of what came later: any dnn reads them. Version 2 has all.
+Version 1 is for networks given by their sizes, without any of what came later, names included: any dnn reads them.
+Version 2 has all.
 
 A file is built in memory and appears under its name only when it is complete on disk. Loading checks every data set
 against the architecture, and all of them against the checksum, before using any. Strings have fixed length: on a
@@ -20,7 +21,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fsdecode
 from os.path import expanduser
@@ -28,19 +28,33 @@ from typing import Any
 
 import numpy as np
 
+from dnn.activations import ACTIVATIONS
 from dnn.data.hdf5 import open_hdf5, reporting_damage, unpadded
 from dnn.errors import DataError, ModelFileError
 from dnn.files import check_writable, write_whole
 from dnn.inference import check_finite
+from dnn.initializers import COURSE, INITIALIZERS
 from dnn.layers import layer_config, layer_from_config
-from dnn.losses import loss_config, loss_from_config
+from dnn.losses import BUILT_IN, loss_config, loss_from_config
 from dnn.network import Network, sizes_of
+from dnn.parameters import kind_of
 
 FORMAT = "dnn model"
 FORMAT_VERSION = 2
 _SETTINGS = ("activation", "output", "initializer", "seed", "dtype", "input_scale")
 _NEW_SETTINGS = {"dropout": 0.0, "norm": None, "target_scale": None, "members": 1, "shared": None}
 """Of version 2, with what they are in version 1."""
+_FIRST_INITIALIZERS = (
+    *(f"{name}_{law}" for name in ("he", "glorot", "lecun") for law in ("normal", "uniform")),
+    *COURSE,
+)
+_NEW_NAMES = {
+    # at import: names that users register come later, and are for any version
+    "activation": frozenset(ACTIVATIONS) - {"relu", "tanh", "sigmoid", "gelu"},
+    "initializer": frozenset(INITIALIZERS) - set(_FIRST_INITIALIZERS),
+    "loss": frozenset(BUILT_IN) - {"sigmoid_cross_entropy", "softmax_cross_entropy", "squared_error"},
+}
+"""That version 2 has and version 1 did not know."""
 _GROUPS = ("parameters", "state", "statistics")
 
 
@@ -157,7 +171,7 @@ def load(path: str | bytes | PathLike[str], backend: str | None = None) -> Netwo
 
 
 def _of_numpy(value: Any) -> Any:
-    if isinstance(value, (np.number, np.ndarray)):
+    if isinstance(value, (np.number, np.bool_, np.ndarray)):
         return value.tolist()
     raise TypeError(f"a model file stores numbers and names, got {value!r}")
 
@@ -191,13 +205,16 @@ def _is_first_version(architecture: dict[str, Any], contents: Iterable[str]) -> 
     """Whether the first version of this format says all that there is to say."""
     new = {"layers", "steps", *_NEW_SETTINGS} & architecture.keys()
     plain = isinstance(architecture.get("loss", ""), str) and isinstance(architecture["initializer"], str)
+    for name, unknown in _NEW_NAMES.items():
+        value = architecture.get(name, "")
+        plain = plain and unknown.isdisjoint([value] if isinstance(value, str) else value)
     return plain and not new and not any(name.startswith(("state/", "statistics/")) for name in contents)
 
 
 class _Described(Network):
     """A network without arrays: a damaged file may describe one that no machine has memory for."""
 
-    def _allocate(self) -> None:
+    def _allocate(self, shapes: Mapping[str, Sequence[int]], state_shapes: Mapping[str, Sequence[int]]) -> None:
         pass
 
 
@@ -280,7 +297,7 @@ def _checked_tensors(path: str, file: Any, network: Network) -> dict[str, Any]:
         for name, shape in shapes.items():
             tensor = found[f"{group}/{name}"] = _stored(path, file, f"{group}/{name}")
             if tensor.shape != shape or tensor.dtype != dtype:
-                layer = name.lstrip(string.ascii_letters + "_")
+                layer = name.removeprefix(kind_of(name)).partition("_")[0]
                 where = f"layer {layer}: " if layer else ""
                 raise ModelFileError(
                     f"{path}: {where}{group}/{name} has shape {tensor.shape} and dtype {tensor.dtype}, but the "

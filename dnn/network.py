@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,24 @@ import numpy as np
 
 from dnn.activations import ACTIVATIONS
 from dnn.backends import Backend, get_backend
-from dnn.errors import check_at_least, check_choice, check_number, check_rounded, check_whole
+from dnn.errors import DataError, check_at_least, check_choice, check_number, check_rounded, check_whole
 from dnn.heads import HEADS
 from dnn.initializers import COURSE, Generator, check_initializer, weights
-from dnn.layers import NORMS, Activation, CategoricalEmbedding, Dense, Dropout, Layer, walk, width_after
+from dnn.layers import (
+    NORMS,
+    Activation,
+    CategoricalEmbedding,
+    Dense,
+    Dropout,
+    Layer,
+    learns,
+    needs_data,
+    walk,
+    width_after,
+)
 from dnn.layers.ensemble import shared as shared_by_members
-from dnn.losses import LOSSES, GaussianNLL, Loss, checked_loss, outputs_per_target, suits
-from dnn.parameters import Parameters, in_order
+from dnn.losses import LOSSES, GaussianNLL, Loss, checked_loss, loss_config, outputs_per_target, suits
+from dnn.parameters import Parameters, in_order, numbered
 from dnn.state import TrainingState
 
 if TYPE_CHECKING:
@@ -28,7 +39,7 @@ DTYPES = ("float32", "float64")
 INPUT_SCALES, TARGET_SCALES = ("standard", "robust"), ("standard",)
 MOST_MEMBERS = 1024
 OTHER_FAMILY = 4
-"""Of the seeds of weights that are not a dense layer's."""
+"""First word of the seed for weights of layers that are not dense."""
 
 
 class Network:
@@ -80,12 +91,22 @@ class Network:
         self.layers = specified(layer_sizes, layers, activation, initializer, dropout, norm)
         n_in = layer_sizes if layers is not None else layer_sizes[0]  # type: ignore[index]
         check_settings(
-            n_in, self.layers, output, initializer, seed, dtype, input_scale, target_scale, loss, members, shared
+            n_in,
+            self.layers,
+            output=output,
+            initializer=initializer,
+            seed=seed,
+            dtype=dtype,
+            input_scale=input_scale,
+            target_scale=target_scale,
+            loss=loss,
+            members=members,
+            shared=shared,
         )
         self.layer_sizes = sizes_of(int(n_in), self.layers)  # type: ignore[arg-type]
         self.spelled_out = layers is not None
         """Whether the layers were given one by one."""
-        self.activation = _setting(activation or "relu") if layers is None else None
+        self.activation = _setting("relu" if activation is None else activation) if layers is None else None
         self.dropout = None if self.spelled_out else _setting(dropout)
         self.norm = None if self.spelled_out else _setting(norm)
         self.output = output
@@ -113,7 +134,7 @@ class Network:
         """The layers as they are computed."""
         self.training_state: TrainingState | None = None
         """What the last fit left for the next to go on with."""
-        self._allocate()
+        self._allocate(self.shapes, self.state_shapes)
 
     @property
     def copies(self) -> int:
@@ -133,21 +154,35 @@ class Network:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the parameters, by name."""
-        return in_order(dict(self._shapes(Layer.shapes)))
+        return self._shapes("parameter", lambda layer, n_in: layer.shapes(n_in))
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Of what layers keep beside parameters, by name."""
-        return in_order(dict(self._shapes(Layer.state_shapes)))
+        return self._shapes("state", lambda layer, n_in: layer.state_shapes(n_in))
 
-    def _shapes(self, which: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _shapes(
+        self, what: str, shapes_of: Callable[[Layer, int], Mapping[str, Sequence[int]]]
+    ) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        owners: dict[str, Layer] = {}
         for layer, number, n_in, _ in walk(self.stack, self.layer_sizes[0]):
-            for name, shape in getattr(layer, which.__name__)(n_in).items():
-                yield f"{name}{number}", (self.copies, *shape) if self.copies > 1 else tuple(shape)
+            for own, shape in shapes_of(layer, n_in).items():
+                name = numbered(own, number)
+                if name in found:
+                    raise _shared_name(what, name, owners[name], layer)
+                owners[name] = layer
+                found[name] = (self.copies, *shape) if self.copies > 1 else tuple(shape)
+        return in_order(found)
 
-    def _allocate(self) -> None:
-        self.parameters = Parameters(self.backend, self.shapes, self.dtype)
-        self.layer_state = Parameters(self.backend, self.state_shapes, self.dtype)
+    @property
+    def least_batch(self) -> int:
+        """The fewest examples of a batch from which all of its layers can learn."""
+        return max(layer.least_batch for layer, *_ in walk(self.stack, self.layer_sizes[0]))
+
+    def _allocate(self, shapes: Mapping[str, Sequence[int]], state_shapes: Mapping[str, Sequence[int]]) -> None:
+        self.parameters = Parameters(self.backend, shapes, self.dtype)
+        self.layer_state = Parameters(self.backend, state_shapes, self.dtype)
         """What layers keep beside parameters: running statistics, edges of bins."""
         self._initialize()
 
@@ -172,7 +207,7 @@ class Network:
                     (self.layer_state, layer.state_shapes(n_in)),
                 ):
                     for name, shape in shapes.items():
-                        view = holder[f"{name}{number}"]
+                        view = holder[numbered(name, number)]
                         initial = np.broadcast_to(np.asarray(layer.initial(name, shape, draw), np.float64), shape)
                         part = view if self.copies == 1 else view[member]
                         part[...] = self.backend.asarray(initial.astype(self.dtype))
@@ -218,6 +253,7 @@ class Network:
         """
         from dnn.inference import outputs
 
+        self._check_learned()
         P = outputs(self, X)
         if self.output == "softmax":
             return P.argmax(axis=1)
@@ -231,6 +267,7 @@ class Network:
             raise ValueError("a linear output has no probabilities: use predict")
         from dnn.inference import outputs
 
+        self._check_learned()
         P = outputs(self, X)
         return np.hstack([1 - P, P]) if P.shape[1] == 1 else P
 
@@ -240,6 +277,7 @@ class Network:
             raise ValueError("a network of one member has no spread: make it with members=8, for example")
         from dnn.inference import outputs
 
+        self._check_learned()
         spread = outputs(self, X, "spread")
         return spread[:, 0] if spread.shape[1] == 1 else spread
 
@@ -260,7 +298,21 @@ class Network:
         from dnn.inference import evaluate
 
         check_choice("missing_targets", missing_targets, ["error", "mask"])
+        self._check_learned()
         return evaluate(self, X, Y, metrics, sample_weight, class_weight, missing_targets == "mask")
+
+    def _check_learned(self) -> None:
+        """DataError where a layer has yet to learn from data: no fit was done, and its state is as it began."""
+        layer, number, n_in, _ = next(walk(self.stack, self.layer_sizes[0]))
+        if self.epochs or not learns(layer, n_in):
+            return
+        for name, shape in layer.state_shapes(n_in).items():
+            state = self.backend.to_numpy(self.layer_state[numbered(name, number)])
+            if (state != layer.initial(name, tuple(shape), _draws_nothing)).any():
+                return
+        raise DataError(
+            f"X: a network with {in_words(layer)} takes what it needs from the data of its first fit: fit it first"
+        )
 
     def save(self, path: str | PathLike[str], force: bool = False) -> None:
         """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""
@@ -291,13 +343,16 @@ class Network:
         always, given = ("activation", "output", "initializer", "seed", "dtype", "input_scale"), self.settings()
         usual = {"dropout": 0.0, "norm": None, "target_scale": None, "members": 1, "shared": None}
         shown = [n for n in (*always, *usual) if n in given and (n in always or given[n] != usual[n])]
-        return f"Network({', '.join([first, *(f'{n}={given[n]!r}' for n in shown)])}, backend={self.backend.name!r})"
+        settings = [first, *(f"{n}={given[n]!r}" for n in shown)]
+        if self.loss is not None:
+            settings.append(f"loss={_loss_in_words(self.loss)}")
+        return f"Network({', '.join(settings)}, backend={self.backend.name!r})"
 
     def summary(self) -> str:
         """A table of the layers: outputs, parameters with their shapes, multiply-adds an example; dtype and backend."""
         rows = [("layer", "outputs", "parameters", "shapes", "multiply-adds")]
         for layer, number, n_in, depth in walk(self.stack, self.layer_sizes[0]):
-            shapes = {f"{name}{number}": shape for name, shape in layer.shapes(n_in).items()}
+            shapes = {numbered(name, number): shape for name, shape in layer.shapes(n_in).items()}
             counted = self.copies * sum(math.prod(shape) for shape in shapes.values())
             listed = "  ".join(f"{name} {shape}" for name, shape in shapes.items())
             macs = self.copies * layer.macs(n_in)
@@ -329,6 +384,19 @@ def in_words(layer: Layer) -> str:
     return type(layer).__name__
 
 
+def _loss_in_words(loss: str | Loss) -> str:
+    """By its name where it has one: a network from its file has the loss itself."""
+    try:
+        named = loss_config(loss)
+    except ValueError:  # not registered
+        named = {}
+    return repr(named if isinstance(named, str) else loss)
+
+
+def _draws_nothing(initializer: str | float | None, shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape)
+
+
 # ----------------------------------------------------------------------------------------- settings
 
 
@@ -357,11 +425,12 @@ def specified(
         )
     _check_sizes(layer_sizes)
     hidden = len(layer_sizes) - 2
-    activations = _each("activation", activation or "relu", hidden, str)
+    activation = "relu" if activation is None else activation
+    activations = _each("activation", activation, hidden, str)
     rates, norms = _each("dropout", dropout, hidden, (int, float)), _each("norm", norm, hidden, (str, type(None)))
     drawn = _each("initializer", initializer, hidden + 1, (str, int, float), "dense")
     own = drawn if isinstance(initializer, (list, tuple)) else [None] * (hidden + 1)
-    for name in (activation or "relu",) if not hidden and isinstance(activation, str) else activations:
+    for name in (activation,) if isinstance(activation, str) else activations:
         check_choice("activation", name, ACTIVATIONS)
     found: list[Layer] = []
     for size, name, rate, kind, initial in zip(layer_sizes[1:-1], activations, rates, norms, own[:-1], strict=True):
@@ -400,6 +469,7 @@ def sizes_of(n_in: int, layers: Sequence[Layer]) -> tuple[int, ...]:
 def check_settings(
     n_in: Any,
     layers: Sequence[Layer],
+    *,
     output: Any,
     initializer: Any,
     seed: Any,
@@ -421,10 +491,10 @@ def check_settings(
         raise ValueError(f"seed must be from 0 to 4294967295, got {seed}")
     n_out, width = 0, int(n_in)
     for place, layer in enumerate(layers, start=1):
-        learns = type(layer).learn is not Layer.learn and layer.state_shapes(width)
-        if place > 1 and (learns or isinstance(layer, CategoricalEmbedding)):
+        if place > 1 and needs_data(layer, width):
             raise ValueError(f"layers: layer {place}, {in_words(layer)}, needs the data as it is: put it first")
         try:
+            _check_weights(layer, width)
             width = n_out = layer.n_out(width)
         except ValueError as wrong:
             raise ValueError(f"layers: layer {place}: {wrong}") from None
@@ -432,9 +502,13 @@ def check_settings(
         raise ValueError("output softmax needs at least 2 units, got 1: use output='sigmoid' for two classes")
     found = HEADS[output].loss if loss is None else checked_loss(loss)
     if not suits(found, output):
-        raise ValueError(f"loss {loss!r} is not for output {output!r}: choose another loss, or another output")
-    if n_out % outputs_per_target(found):
-        raise ValueError(f"loss {loss!r} takes {outputs_per_target(found)} outputs for each target, got {n_out} in all")
+        fitting = ", ".join(name for name, known in LOSSES.items() if suits(known, output))
+        raise ValueError(f"loss {loss!r} is not for output {output!r}: choose {fitting}, or another output")
+    if n_out % (per_target := outputs_per_target(found)):
+        raise ValueError(
+            f"loss {loss!r} takes {per_target} outputs for each target, got {n_out} in all: "
+            f"end with {per_target} units a target"
+        )
     _check_scales(input_scale, target_scale, output, dtype, found)
     if code_columns(layers) and not isinstance(input_scale, (str, type(None))) and input_scale != 1:
         raise ValueError(f"input_scale {input_scale!r} would multiply codes of categories: leave it out, or 'standard'")
@@ -446,6 +520,21 @@ def check_settings(
         if members < 2:
             raise ValueError(f"shared={shared!r} is for several members: give members=, as in members=32")
         shared_by_members(layers, members)
+
+
+def _check_weights(layer: Layer, n_in: int) -> None:
+    for each, _, n, _ in walk([layer], n_in):
+        shape = each.shapes(n).get("W", (1, 1))
+        if len(shape) != 2:
+            name = type(each).__name__
+            raise ValueError(f"{name}: the weight W must be a matrix, got shape {tuple(shape)}: name it otherwise")
+
+
+def _shared_name(what: str, name: str, first: Layer, second: Layer) -> ValueError:
+    """Of two layers that have a parameter or state of one name; a user's own is to change it."""
+    own, other = (first, second) if type(second).__module__.startswith("dnn.") else (second, first)
+    fix = f"give {type(own).__name__} a {what} name of its own"
+    return ValueError(f"layers: {type(own).__name__} and {type(other).__name__} both have a {what} {name!r}: {fix}")
 
 
 def code_columns(layers: Sequence[Layer]) -> tuple[int, ...]:

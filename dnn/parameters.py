@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,20 @@ ALIGNED = 32
 """Views start at multiples of this many elements: 64-byte alignment from 16 bits up, same offsets in every dtype."""
 
 
+def numbered(name: str, number: int) -> str:
+    """A layer's own name with the number of the layer: "W" and 2 give "W2", and of column 0 "E_0" gives "E2_0"."""
+    kind, part = re.fullmatch(r"(.*?)(_\d+)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{kind}{number}{part or ''}"
+
+
+def kind_of(name: str) -> str:
+    """A parameter's name without numbers: "W" of "W12", "E" of "E2_0"."""
+    return re.sub(r"\d+(_\d+)?\Z", "", name)
+
+
 def is_weight(name: str) -> bool:
     """Whether the parameter is the matrix of a dense layer: what weight decay and penalties concern."""
-    return name.startswith("W")
+    return kind_of(name) == "W"
 
 
 def in_order(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

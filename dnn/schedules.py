@@ -27,6 +27,8 @@ class Schedule:
     """
 
     on_host: ClassVar[bool] = False
+    goes_on = True
+    """Whether a second fit goes on where the first ended, rather than begin anew."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -75,8 +77,10 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Timed(Schedule):
-    """A schedule that ends: after `epochs` epochs, None: the fit's, the factor stays what it was."""
+    """A schedule that ends: after `epochs` epochs (None: those of the fit) the factor stays as it was."""
 
+    of_fit: ClassVar[bool] = True
+    """Whether it depends on how long the fit is; otherwise it ends only after `epochs` of its own."""
     epochs: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -85,7 +89,12 @@ class Timed(Schedule):
 
     def factor(self, xp: Any, epoch: Any, epochs: float) -> Any:
         duration = float(self.epochs or epochs)
-        return self._factor(xp, xp.minimum(epoch, duration), duration)
+        ends = self.epochs is not None or self.of_fit
+        return self._factor(xp, xp.minimum(epoch, duration) if ends else epoch, duration)
+
+    @property
+    def goes_on(self) -> bool:  # type: ignore[override]
+        return self.epochs is not None or not self.of_fit
 
     def _factor(self, xp: Any, e: Any, E: float) -> Any:
         """The factor after e of E epochs, 0 <= e <= E."""
@@ -96,6 +105,7 @@ class Timed(Schedule):
 class StepDecay(Timed):
     """γ^⌊e / every⌋: times γ after every so many epochs, as PyTorch's StepLR."""
 
+    of_fit = False
     every: float = 10.0
     gamma: float = 0.1
 
@@ -112,6 +122,7 @@ class StepDecay(Timed):
 class ExponentialDecay(Timed):
     """rateᵉ: times `rate` an epoch, but at every update, as PyTorch's ExponentialLR at whole epochs."""
 
+    of_fit = False
     rate: float = 0.95
 
     def __post_init__(self) -> None:
@@ -126,6 +137,7 @@ class ExponentialDecay(Timed):
 class InverseTimeDecay(Timed):
     """1 / (1 + rate e): Robbins and Monro 1951."""
 
+    of_fit = False
     rate: float = 1.0
 
     def __post_init__(self) -> None:

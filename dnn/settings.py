@@ -35,11 +35,12 @@ class FitSettings:
     early_stopping    a patience in epochs, or a dnn.EarlyStopping
     callbacks         functions called after every epoch with a dnn.callbacks.Event, or objects with methods
     l1, l2            penalties of the weights in the loss, l1 Σ|w| + l2/2 Σ w², which the reported loss leaves out
-    clip_norm         what the norm of all gradients is bound to; clip_value: each gradient
-    max_norm          what the norm of every unit's weights is bound to
+    clip_norm         upper bound of the norm of all gradients together, those of several members too; clip_value: of
+                      each gradient
+    max_norm          upper bound of the norm of every unit's weights
     accumulate        batches whose gradients make one update
     moving_average    decay d of an average of the weights, θ̄ ← d θ̄ + (1 − d) θ, with which the network is evaluated
-                      and left
+                      and left. It is one over about 1 / (1 − d) updates, which have to be few beside those of the fit
     shuffle           use a new order each epoch; a batch of all examples is not shuffled
     verbose           None: a progress bar on a terminal and in a notebook, else silent; True: also elsewhere, a line
                       for the first and the last epoch and at most one every 10 s; False: silent
@@ -101,7 +102,7 @@ class FitSettings:
             self._set("threads", int(self.threads))
         self._check_updates()
         self._set("early_stopping", checked_early_stopping(self.early_stopping))
-        self._set("callbacks", checked_callbacks(self.callbacks))
+        self._set("callbacks", checked_callbacks(() if self.callbacks is None else self.callbacks))
         one = isinstance(self.metrics, str) or callable(self.metrics)
         if not one and not isinstance(self.metrics, Sequence):
             raise TypeError(f"metrics must be names or functions, or a list of them, got {self.metrics!r}")

@@ -20,11 +20,12 @@ from dnn.errors import DataError, NonFiniteLossError
 from dnn.heads import HEADS
 from dnn.inference import Evaluation
 from dnn.interrupt import whole_steps
-from dnn.layers import walk
+from dnn.layers import learns, walk
 from dnn.memory import place
 from dnn.metrics import checked_metrics
 from dnn.network import Network
 from dnn.optimizers import Optimizer
+from dnn.parameters import numbered
 from dnn.precision import check_precision
 from dnn.progress import show_progress
 from dnn.schedules import ReduceOnPlateau
@@ -50,6 +51,8 @@ class Trainer:
                 f"{', '.join(network.parameters)}"
             )
         self.metrics = checked_metrics(settings.metrics, network.output)
+        for schedule in scheduled(network, settings.updating(per_epoch=1)):
+            schedule.check_for(settings.epochs)
         self._data: list[int] = []
         """What tells the data apart, where results on it are compared with those of the fit before."""
         self._resumed: dict[str, Any] | None = None
@@ -65,7 +68,7 @@ class Trainer:
         started = time.perf_counter()
         silent = np.errstate(over="ignore", invalid="ignore", divide="ignore")
         history = History()
-        with network.backend.stream(settings.threads), silent, whole_steps() as interrupt:
+        with network.backend.stream(settings.threads), silent:
             before = Before(network)
             try:
                 examples, rows, evaluate = self._prepare(X, Y)
@@ -88,8 +91,11 @@ class Trainer:
                     raise _Stopped
 
             look = after_batch if callbacks.wants("on_batch_end") else None
-            with show_progress(settings.epochs, len(run), settings.verbose) as progress, run.kept_finite(), watch:
+            shown = show_progress(settings.epochs, len(run), settings.verbose)
+            # Ctrl-C before is as anywhere; from here on it waits for the end of a step
+            with whole_steps() as interrupt, shown as progress, run.kept_finite(), watch:
                 callbacks("on_start", event)
+                run.settle(settings.callbacks)
                 for epoch in range(1, settings.epochs + 1):
                     if event.stopped is not None:
                         break
@@ -107,6 +113,7 @@ class Trainer:
                     event.epoch, event.measured = network.epochs, measured
                     event.stopped = watch.after_epoch(measured, run) or event.stopped
                     callbacks("on_epoch_end", event)
+                    run.settle(settings.callbacks)
                     interrupt.check()
                     if event.stopped is not None:
                         run.check_stopped()
@@ -135,12 +142,22 @@ class Trainer:
             check_some(network, plain, held_out, "the examples of validation_split")
         of_classes = class_weights(network, plain, settings.class_weight, rows)
         examples = with_weights(network, examples, settings.sample_weight, of_classes)
+        if examples.weights is not None and settings.accumulate > 1 and network.copies > 1:
+            raise ValueError(
+                "accumulate with weights of examples is for one network, or members with shared='tabm': "
+                f"leave out accumulate={settings.accumulate}, or take a larger batch_size"
+            )
         validation = None
         if settings.validation_data is not None:
             X_of, Y_of, *weights = settings.validation_data
             validation = prepare(network, X_of, Y_of, name="X of validation_data", missing=missing)
             validation = with_weights(network, validation, weights[0] if weights else None, name="validation_data")
             check_some(network, validation, None, "validation_data")
+        if min(settings.batch_size, len(rows)) < network.least_batch:
+            raise ValueError(
+                f"batches of {min(settings.batch_size, len(rows))} have no variance for BatchNorm: "
+                "take a larger batch_size, or norm='layer'"
+            )
         self._learn(examples, rows)
         if isinstance(settings.early_stopping, EarlyStopping) or isinstance(settings.schedule, ReduceOnPlateau):
             self._data = [fingerprint(network, part) for part in (examples, validation) if part is not None]
@@ -154,13 +171,14 @@ class Trainer:
         """What the first layer takes from the data, before anything is trained."""
         network = self.network
         layer, number, n_in, _ = next(walk(network.stack, network.layer_sizes[0]))
-        if network.epochs or not layer.state_shapes(n_in):
+        if network.epochs or not learns(layer, n_in):
             return
-        X = network.backend.to_numpy(examples.X)[rows]
+        X = network.backend.to_numpy(examples.X)
+        X = X if len(rows) == examples.m else X[rows]
         if examples.scale is not None:
             X = X.astype(network.dtype) * examples.scale
         for name, value in layer.learn(X).items():
-            network.layer_state[f"{name}{number}"] = (
+            network.layer_state[numbered(name, number)] = (
                 value if network.copies == 1 else np.stack([value] * network.copies)
             )
 
@@ -233,7 +251,7 @@ class Trainer:
         asked = list(scheduled(self.network, updating))
         before, per_epoch = state.after.get("schedules", (asked, updating.per_epoch))
         updates = state.arrays["updates"]
-        if before != asked or not all(getattr(schedule, "epochs", 0) is not None for schedule in asked):
+        if before != asked or not all(schedule.goes_on for schedule in asked):
             updates.fill(0)
         elif per_epoch != updating.per_epoch:  # other batches: the epochs are what goes on
             done = int(self.network.backend.to_numpy(updates)[0])
@@ -287,9 +305,11 @@ class _Watch:
         self._averages = settings.moving_average is not None
         self._metrics = trainer.metrics
         if self._stopping is not None:
-            self._maximizes = maximizes(self._stopping.monitor, self._stopping.maximize, trainer.metrics)
+            self._maximizes = maximizes(
+                self._stopping.monitor, self._stopping.maximize, trainer.metrics, "early_stopping"
+            )
         if self._plateau is not None:
-            more = maximizes(self._plateau.monitor, self._plateau.maximize, trainer.metrics)
+            more = maximizes(self._plateau.monitor, self._plateau.maximize, trainer.metrics, "the schedule")
             self._plateau = replace(self._plateau, maximize=more)
             plateau_state = state.after.setdefault("plateau_state", self._plateau.start())
             state.learning_rate = state.optimizer.learning_rate * plateau_state.factor

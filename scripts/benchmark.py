@@ -9,6 +9,7 @@
     python scripts/benchmark.py course     the assignment's two models against its plain NumPy version
     python scripts/benchmark.py start      start-up time of the first fit in a new process, and of import dnn
     python scripts/benchmark.py activations     a step with each activation
+    python scripts/benchmark.py parts      a step with batch norm, dropout, gelu and AdamW, and of eight members
     python scripts/benchmark.py compare COMMIT  the rows of steps, for the working tree and another commit
 
 Contenders: dnn, with the compiled programs of the extra `fast` if installed; dnn, plain, without them; plain NumPy, a
@@ -46,6 +47,7 @@ import compare as comparison
 import fresh
 import numpy as np
 from facts import NotMeasured, commit, data_with, flops, in_words, versions_of
+from parts import parts_of
 from peers import (
     LEARNING_RATE,
     Dnn,
@@ -99,7 +101,7 @@ NETWORKS = [
 def main() -> None:
     given = parse(None)
     cores = hold_cores(given.threads)
-    of_peers = {"steps", "epochs"} & set(given.sections)
+    of_peers = {"steps", "epochs", "parts"} & set(given.sections)
     hold_threads(given.threads, given.peers if of_peers else ())
     results: Figures = {
         "date": str(datetime.date.today()),
@@ -656,6 +658,35 @@ def activation_in_words(figures: Figures | None) -> str:
     return f"{time_in_words(figures)} x {figures['by relu']:.2f}" if figures else "-"
 
 
+# ---------------------------------------------------------------------------------------------------- parts
+
+PARTS = ["dnn, plain network", "dnn", "PyTorch eager", "PyTorch compiled", "JAX jit"]
+
+
+def parts(given: argparse.Namespace) -> list[Figures]:
+    """What more than layers and relu costs: the ratio to the plain network, and the peers' to dnn's."""
+    modes, rows = [mode for mode in installed_modes("numpy", given.peers) if mode != "sklearn"], []
+    widths = [35, *[30] * len(PARTS)]
+    print("  Microseconds per step: median [quartiles]; of dnn the ratio to its plain network, of peers that to dnn.")
+    print(aligned(["", *PARTS], widths), flush=True)
+    for sizes, m, dtype in NETWORKS[:4]:
+        if given.networks and in_words(sizes) not in given.networks:
+            continue
+        for kind in ("full", *["members"] * (in_words(sizes) == "784-256-128-10")):
+            every, failed = parts_of(kind, sizes, *batch(sizes, m, dtype), modes)
+            measured = summary(take_turns(every, given.rounds), to=["dnn, plain network", "dnn"])
+            row = {"network": f"{in_words(sizes)}, {kind}", "batch": m, "dtype": dtype, "optimizer": "adam"}
+            rows.append(row | {"us a step": measured, "failed": failed})
+            cells = []
+            for name in PARTS:
+                figures, to = measured.get(name), "by dnn, plain network" if name == "dnn" else "by dnn"
+                cells.append(f"{time_in_words(figures)} x {figures[to]:.2f}" if figures else "-")
+            print(aligned([name_of(rows[-1]), *cells], widths), flush=True)
+            every.clear()
+            give_back_memory("numpy")
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------- compare
 
 
@@ -672,6 +703,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "course": course,
     "start": start,
     "activations": activations,
+    "parts": parts,
     "compare": compare,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,10 +17,14 @@ from dnn.backends import Backend, BackendUnavailableError, get_backend, use_back
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# plans are many small objects that stay: looking for cycles among them every 700 takes a tenth of the suite's time
+gc.set_threshold(50_000, 20, 50)
+
 STEPWISE = "numpy, operation by operation"
+BACKENDS = [*backends.registered(), STEPWISE]
 
 
-@pytest.fixture(params=[*backends.registered(), STEPWISE])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend; one that cannot be used here is a skip, or a failure where DNN_REQUIRE_BACKENDS names it."""
     if request.param == STEPWISE:
@@ -79,6 +84,15 @@ def _numpy_unless_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     use_backend(None)
     use_compiled_steps(None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On CuPy no case of a sweep is slow."""
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if given.get("backend") == "cupy":
+            item.own_markers[:] = [mark for mark in item.own_markers if not mark.kwargs.get("sweep")]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -177,7 +177,8 @@ EXACT = {
 }
 
 ABSOLUTE = {"tanh": 2.0, "sigmoid": 2.0, "gelu": 16.0}
-"""Units of eps that these lose for large |Z|, where 1 − A², 1 − A and 1 + erf cancel: exact beside 1, not beside A."""
+"""Units of eps that these lose for large |Z|, where 1 − A², 1 − A and PyTorch's 1 + erf cancel: exact beside 1,
+not beside A."""
 
 
 def exact(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ROOT
+from sweeps import covering
 
 import dnn
 from dnn import backends
@@ -1250,8 +1251,7 @@ def test_a_full_stdout_is_reported_once(unbuffered, run: Run):
             one_complaint(ran, 7, "standard output", "No space left")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["predict", "--help"]])
+@covering("arguments, unbuffered", [["--version"], ["--help"], ["predict", "--help"]], ["", "1"])
 def test_help_and_version_on_a_full_stdout_are_reported_once(arguments, unbuffered):
     with open("/dev/full", "w") as full:
         ran = run_child(*arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
@@ -1292,7 +1292,13 @@ def test_a_reader_that_leaves_gets_its_lines_and_there_is_no_complaint(unbuffere
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "train --help", "--version", "train data.h5 --json --quiet", "evaluate m.h5 data.h5 --quiet", "doctor"],
+    [
+        "--help",
+        *(pytest.param(also, marks=pytest.mark.slow) for also in ("train --help", "--version")),  # the same way out
+        "train data.h5 --json --quiet",
+        "evaluate m.h5 data.h5 --quiet",
+        "doctor",
+    ],
 )
 def test_no_command_complains_of_a_reader_that_has_left(command, run: Run):
     two_parts()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import FORMS
 from standin import device
+from sweeps import covering
 from traced import KERNELS, WAYS, eagerly, planned, results_of, runner, traced
 
 from dnn.backends import get_backend
@@ -96,8 +97,12 @@ def rearranged(xp, A, B):
 OF_ANY_DTYPE = [joined_rows, joined_columns, joined_of_computed, parts, parts_of_parts, flats, rearranged]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bool, np.uint32, np.int64])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (2, 3), (17, 9), (40, 33)], ids=str)
+@covering(
+    "shape, dtype",
+    [(1, 1), (1, 7), (5, 1), (2, 3), (17, 9), (40, 33)],
+    [np.float32, np.float64, np.float16, bool, np.uint32, np.int64],
+    ids=str,
+)
 @pytest.mark.parametrize("function", OF_ANY_DTYPE)
 def test_what_is_put_together_or_taken_apart_is_numpys(function, shape, dtype, way):
     A, B = whole(*shape, dtype=dtype), whole(*shape, dtype=dtype)
@@ -153,8 +158,9 @@ OF_LAYERS = [two_branches, products_of_parts, padded, reductions]
 
 
 @pytest.mark.parametrize("function", OF_LAYERS)
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 3, 2), (2, 1, 4), (40, 17, 33), (130, 20, 40)], ids=str)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@covering(
+    "sizes, dtype", [(1, 1, 1), (5, 3, 2), (2, 1, 4), (40, 17, 33), (130, 20, 40)], [np.float64, np.float32], ids=str
+)
 def test_parts_go_through_layers(function, sizes, dtype, way):
     m, n, k = sizes
     check(

@@ -9,6 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from sweeps import covering
 from threadpoolctl import threadpool_info
 
 pytest.importorskip("llvmlite", reason="the extra fast is not installed")
@@ -55,9 +56,7 @@ def trained(output: str, optimizer, *, hidden=(16, 32), dtype="float64", activat
     return network.parameters.flat.copy(), history.history
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("output", OUTPUTS)
+@covering("output, optimizer, number", OUTPUTS, OPTIMIZERS, [1, 2, 3], times=2, ids=str)
 def test_a_compiled_training_is_the_one_operation_by_operation(output, optimizer, number, every_thread):
     with use_compiled_steps(False):
         expected, history = trained(output, optimizer)
@@ -67,8 +66,7 @@ def test_a_compiled_training_is_the_one_operation_by_operation(output, optimizer
         np.testing.assert_allclose(compiled[name], values, rtol=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", ["gelu", "tanh"]])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@covering("activation, dtype", ["relu", "tanh", "sigmoid", "gelu", ["gelu", "tanh"]], ["float32", "float64"])
 def test_every_activation_trains_the_same_compiled_in_both_dtypes(activation, dtype, every_thread):
     with use_compiled_steps(False):
         expected, _ = trained("softmax", dnn.Momentum(0.01), activation=activation, dtype=dtype)

@@ -80,7 +80,7 @@ def test_a_word_is_that_of_its_counter():
 
 
 def test_too_many_words_are_refused():
-    with pytest.raises(ValueError, match="17179869184 x 1 random words"):
+    with pytest.raises(ValueError, match="17179869184 x 1 random numbers"):
         random_words(np, 1 << 34, 1, 7, 3, np.array([0]))
 
 

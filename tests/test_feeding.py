@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import standin
 from standin import MAIN, Event, StandinBackend, Stream, device
+from sweeps import covering
 
 import dnn
 from dnn.backends import Backend, base, get_backend
@@ -88,20 +89,19 @@ def fed_rows(monkeypatch) -> list[int]:
 # -------------------------------------------------------------------------------------------- the same
 
 
-@pytest.mark.parametrize("X", [FLOATS, BYTES], ids=["floats", "bytes"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"shuffle": False},
-        {"batch_size": 29},
-        {"validation_split": 0.2},
-        {"validation_data": (FLOATS[:20], Y[:20])},
-    ],
-    ids=["shuffled", "in order", "no smaller last", "split", "validation data"],
-)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "shuffled": {},
+    "in order": {"shuffle": False},
+    "no smaller last": {"batch_size": 29},
+    "split": {"validation_split": 0.2},
+    "validation data": {"validation_data": (FLOATS[:20], Y[:20])},
+}
+
+
+@covering("name, dtype", SETTINGS, [np.float32, np.uint8])
 @pytest.mark.parametrize("backend", ["standin", "cupy"], indirect=True)  # on NumPy the device is the host
-def test_fed_from_the_host_the_training_is_the_same_to_the_bit(X, settings, backend: Backend, fed_rows):
+def test_fed_from_the_host_the_training_is_the_same_to_the_bit(name, dtype, backend: Backend, fed_rows):
+    X, settings = (BYTES if dtype == np.uint8 else FLOATS), SETTINGS[name]
     if "validation_data" in settings and X is BYTES:
         settings = {"validation_data": (BYTES[:20], Y[:20])}
     expected = trained(X, backend.name, **settings)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
+from sweeps import covering
 
 import dnn
 from dnn.backends import Backend
@@ -35,7 +37,7 @@ def theta(network: dnn.Network) -> bytes:
 # ------------------------------------------------------------------------------------ partial_fit
 
 
-@pytest.mark.parametrize("kind", TARGETS)
+@covering("kind, backend", TARGETS, BACKENDS, indirect=["backend"])
 def test_pieces_of_a_stream_are_fits_of_one_epoch(kind, backend: Backend):
     streamed, fitted = network_of(kind, backend), network_of(kind, backend)
     settings = {"batch_size": 8, "optimizer": dnn.Adam(0.01)}
@@ -93,7 +95,7 @@ def test_a_stream_keeps_a_moving_average():
 # ------------------------------------------------------------------------------------ range test
 
 
-@pytest.mark.parametrize("kind", TARGETS)
+@covering("kind, backend", TARGETS, BACKENDS, indirect=["backend"])
 def test_the_range_test_leaves_the_network_as_it_is(kind, backend: Backend):
     network, other = network_of(kind, backend), network_of(kind, backend)
     for each in (network, other):
@@ -314,3 +316,12 @@ def test_a_metric_may_be_one_name_or_one_function():
     for metrics, name in (("f1", "f1"), (spread, "spread"), ([spread], "spread")):
         history = network_of().fit(X, TARGETS["sigmoid"], epochs=1, validation_split=0.2, metrics=metrics)
         assert f"val_{name}" in history.history
+
+
+def test_batches_without_a_variance_are_refused_with_batch_norm():
+    X, Y = np.zeros((4, 2)), np.zeros(4)
+    network = dnn.Network([2, 3, 1], norm="batch")
+    with pytest.raises(ValueError, match="batches of 1 have no variance for BatchNorm: take a larger batch_size"):
+        network.fit(X, Y, batch_size=1, verbose=False)
+    assert network.epochs == 0
+    network.fit(X, Y, batch_size=3, epochs=1, verbose=False)  # whose last batch is of one

@@ -17,12 +17,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from sweeps import covering
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import dnn
@@ -65,7 +67,7 @@ def of_blas() -> set[int]:
 
 
 @pytest.mark.usefixtures("two_cores")
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@covering("dtype, compiled", ["float32", "float64"], [True, False], indirect=["compiled"])
 def test_fits_with_other_numbers_of_threads_leave_each_other_their_bits(compiled: bool, dtype: str) -> None:
     alone = {number: fitted(number, dtype) for number in (1, 2)}
     together: dict[tuple[int, int], tuple] = {}
@@ -140,7 +142,7 @@ def fitting_all_the_while(compiled: bool) -> Iterator[None]:
 
 def by_fork() -> list[int]:
     codes = []
-    for _ in range(4):
+    for _ in range(2):
         child = os.fork()
         if child == 0:
             os._exit(child_fits())
@@ -170,7 +172,12 @@ def by_subprocess() -> list[int]:
 
 @forks
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("children", [by_fork, by_multiprocessing, by_futures, by_subprocess])
+@covering(
+    "children, compiled",
+    [by_fork, by_multiprocessing, by_futures, by_subprocess],
+    [True, False],
+    indirect=["compiled"],
+)
 def test_children_forked_while_a_thread_fits_can_fit(children: Callable[[], list[int]], compiled: bool) -> None:
     with fitting_all_the_while(compiled):
         codes = children()
@@ -458,15 +465,20 @@ GUESTS = [
 ]
 
 
+@cache
+def undisturbed(compiled: bool) -> tuple[bytes, str, bytes]:
+    return fitted(optimizer=dnn.Adam(0.5), verbose=None)
+
+
 @pytest.mark.usefixtures("restored", "two_cores")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-@pytest.mark.parametrize("change", GUESTS)
+@covering("change, compiled", GUESTS, [True, False], indirect=["compiled"])
 def test_the_callers_surroundings_change_no_bit_and_stay(
     change: Callable[..., None], compiled: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # a rate and inputs that overflow and underflow on the way
     settings = {"optimizer": dnn.Adam(0.5), "verbose": None}
-    expected = fitted(**settings)
+    expected = undisturbed(compiled)
     with monkeypatch.context() as patch:
         change(patch, tmp_path)
         before = surroundings()
@@ -476,8 +488,14 @@ def test_the_callers_surroundings_change_no_bit_and_stay(
         assert vars(after) == vars(before)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu"])
+@covering(
+    "activation, dtype, compiled",
+    ["relu", "tanh", "sigmoid", "gelu"],
+    ["float32", "float64"],
+    [True, False],
+    times=2,
+    indirect=["compiled"],
+)
 def test_overflow_and_underflow_are_no_errors_whatever_numpy_is_told(
     activation: str, dtype: str, compiled: bool
 ) -> None:

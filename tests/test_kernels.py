@@ -13,6 +13,7 @@ pytest.importorskip("llvmlite", reason="the extra fast is not installed")
 
 from assembler import CAPABILITIES, assemble, ptxas
 from emulator import Cpu
+from sweeps import covering
 from traced import KERNELS, eagerly, emulated, planned, results_of, traced
 
 import dnn
@@ -311,10 +312,16 @@ NETWORKS = [
 """With the batch, and how a step of it runs."""
 
 
-@pytest.mark.parametrize("sizes, m, form", NETWORKS)
-@pytest.mark.parametrize("precision", [None, "bfloat16", "float16"])
-@pytest.mark.parametrize("optimizer", [dnn.SGD(), dnn.Momentum(), dnn.Adam()])
-def test_a_small_step_is_one_kernel(sizes, m, form, precision, optimizer):
+@covering(
+    "network, precision, optimizer",
+    NETWORKS,
+    [None, "bfloat16", "float16"],
+    [dnn.SGD(), dnn.Momentum(), dnn.Adam()],
+    times=2,
+    ids=str,
+)
+def test_a_small_step_is_one_kernel(network, precision, optimizer):
+    sizes, m, form = network
     made = kernel_plan(step_plan(sizes, m, optimizer, precision))
     assert made.form == form
     if form != "launches":
@@ -372,20 +379,21 @@ needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="ptxas is not here: the
 
 
 @needs_ptxas
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("form", ["block", "grid", "launches"])
+@covering("form, capability", ["block", "grid", "launches"], CAPABILITIES)
 def test_ptxas_takes_the_kernels_of_a_step_without_spills(form, capability):
     plan = step_plan([784, 256, 128, 10], 128, dnn.Adam())
     assemble(kernel_plan(plan, form).kernels, capability)
 
 
 @needs_ptxas
-def test_ptxas_takes_every_function_and_dtype_without_spills():
+@pytest.mark.parametrize(
+    "capability", [90, *(pytest.param(c, marks=pytest.mark.slow) for c in CAPABILITIES if c != 90)]
+)
+def test_ptxas_takes_every_function_and_dtype_without_spills(capability):
     made: list[Kernel] = []
     for dtype in (np.float32, np.float64, np.float16, bfloat16):
         Z = RNG.standard_normal((70, 33)).astype(dtype)
         for function in (of_rows, of_columns, *(getattr(functional, name) for name in ("gelu", "tanh", "sigmoid"))):
             for form in ("block", "grid", "launches"):
                 made += kernel_plan(planned(function, Z), form).kernels
-    for capability in CAPABILITIES:
-        assemble(made, capability)
+    assemble(made, capability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from layer_cases import close, gradients, randomized, same_bits, values_of
 from oracles import slopes, torch_or_skip
+from sweeps import covering
 from traced import KERNELS, WAYS, eagerly, on_backend, traced
 
 import dnn
 from dnn import functional
-from dnn.backends import Backend
+from dnn.activations import ACTIVATIONS
+from dnn.backends import Backend, use_compiled_steps
+from dnn.errors import DataError
 from dnn.layers import (
     LAYERS,
     Activation,
@@ -40,6 +45,7 @@ from dnn.layers import (
     layer_from_config,
     normalization,
 )
+from dnn.losses import LOSSES
 
 RNG = np.random.default_rng(12)
 
@@ -251,15 +257,15 @@ SAVED: dict[str, list[Any]] = {
         [0.5, 6.5, 1.75],
     ],
     "dropout": [
-        [[0.8333333333333334, -1.6666666666666667, 0.0], [0.0, 5.0, -0.0]],
-        [[1.6666666666666667, -3.3333333333333335, 0.0], [0.0, 2.5, -0.0]],
+        [[0.8333333333333334, -1.6666666666666667, 0.0], [0.0, 0.0, -0.4166666666666667]],
+        [[1.6666666666666667, -3.3333333333333335, 0.0], [0.0, 0.0, -5.0]],
     ],
     "alpha dropout": [
         [
             [1.038735959423684, -0.25618797973768903, -0.9106419695548393],
-            [-0.9106419695548393, 3.1969425246926386, -0.9106419695548393],
+            [-0.9106419695548393, -0.9106419695548393, 0.39127398984299744],
         ],
-        [[0.863282626107582, -1.726565252215164, 0.0], [0.0, 1.294923939161373, -0.0]],
+        [[0.863282626107582, -1.726565252215164, 0.0], [0.0, 0.0, -2.589847878322746]],
     ],
     "periodic": [
         [
@@ -314,8 +320,7 @@ def not_finite() -> np.ndarray:
     return X
 
 
-@pytest.mark.parametrize("way", [*WAYS, *KERNELS])
-@pytest.mark.parametrize("name", CASES)
+@covering("name, way", CASES, [*WAYS, *KERNELS], times=2)
 def test_derived_code_is_what_runs_eagerly(name, way):
     pytest.importorskip("llvmlite", reason="the extra fast is not installed")
     for X in (normal(9, 17), normal(1, 6), INPUTS["exact 0"], not_finite()):
@@ -377,6 +382,16 @@ def test_bins_are_quantiles_of_the_first_fit_and_a_constant_has_one_of_width_1()
     assert values_of(network)["edges1"].tolist() == found["edges1"].tolist()
 
 
+def test_bins_are_learned_with_one_feature_in_memory_at_a_time():
+    X = normal(10_000, 100).astype(np.float32)
+    tracemalloc.start()
+    found = NumericalEmbedding(size=4).learn(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < X.nbytes / 2
+    assert found["edges"].tobytes() == np.quantile(X.astype(np.float64), [0, 0.25, 0.5, 0.75], axis=0).T.tobytes()
+
+
 def embedded(xp: Any, codes: Any, dY: Any, E: Any) -> Any:
     return embeddings.embedding(xp, codes, E), embeddings.embedding_backward(xp, dY, codes, E)
 
@@ -434,7 +449,7 @@ def torch_layer(layer: Layer, number: int, P: dict[str, Any], A: Any) -> Any:
         return torch.relu(F.linear(features, P[f"V{number}"], P[f"c{number}"])).flatten(1)
     assert isinstance(layer, CategoricalEmbedding)
     passed = [A[:, j : j + 1] for j in range(A.shape[1]) if j not in layer.columns]
-    vectors = [F.embedding(A[:, j].long() + 1, P[f"E{j}_{number}"]) for j in layer.columns]
+    vectors = [F.embedding(A[:, j].long() + 1, P[f"E{number}_{j}"]) for j in layer.columns]
     return torch.cat(passed + vectors, 1)
 
 
@@ -530,36 +545,36 @@ def test_running_statistics_are_averages_of_those_of_batches_without_bias(backen
     )
     network.fit(X, X, epochs=1, batch_size=3, shuffle=False)
     found = values_of(network)
-    mean = 0.75 * (0.25 * 3) + 0.25 * 7
-    variance = 0.75 * (0.75 * 1 + 0.25 * 4) + 0.25 * 0  # of one example it is 0
+    mean, variance = 0.25 * 3, 0.75 * 1 + 0.25 * 4  # the last batch, of one example, changes nothing
     close([found["mean1"], found["variance1"]], [[mean], [variance]])
+    assert network.least_batch == 2 and dnn.Network([1, 1]).least_batch == 1
 
 
 # --------------------------------------------------------------------------------------------- specifications
 
 
-@pytest.mark.parametrize(
-    ("settings", "layers"),
-    [
-        ({"activation": "gelu"}, [Dense(6, "gelu"), Dense(5, "gelu"), Dense(3)]),
-        (
-            {"dropout": [0.3, 0.0], "activation": ["relu", "tanh"]},
-            [Dense(6, "relu"), Dropout(0.3), Dense(5, "tanh"), Dense(3)],
-        ),
-        (
-            {"norm": "batch", "dropout": 0.2},
-            [
-                *(Dense(6, bias=False), BatchNorm(), Activation("relu"), Dropout(0.2)),
-                *(Dense(5, bias=False), BatchNorm(), Activation("relu"), Dropout(0.2)),
-                Dense(3),
-            ],
-        ),
-        ({"norm": ["layer", None]}, [Dense(6), LayerNorm(), Activation("relu"), Dense(5, "relu"), Dense(3)]),
-        ({"norm": [None, "rms"]}, [Dense(6, "relu"), Dense(5), RMSNorm(), Activation("relu"), Dense(3)]),
-    ],
-    ids=str,
-)
-def test_layers_spelled_out_are_the_network_of_those_sizes_to_the_bit(settings, layers, backend: Backend):
+SPELLED_OUT: list[tuple[dict[str, Any], list[Layer]]] = [
+    ({"activation": "gelu"}, [Dense(6, "gelu"), Dense(5, "gelu"), Dense(3)]),
+    (
+        {"dropout": [0.3, 0.0], "activation": ["relu", "tanh"]},
+        [Dense(6, "relu"), Dropout(0.3), Dense(5, "tanh"), Dense(3)],
+    ),
+    (
+        {"norm": "batch", "dropout": 0.2},
+        [
+            *(Dense(6, bias=False), BatchNorm(), Activation("relu"), Dropout(0.2)),
+            *(Dense(5, bias=False), BatchNorm(), Activation("relu"), Dropout(0.2)),
+            Dense(3),
+        ],
+    ),
+    ({"norm": ["layer", None]}, [Dense(6), LayerNorm(), Activation("relu"), Dense(5, "relu"), Dense(3)]),
+    ({"norm": [None, "rms"]}, [Dense(6, "relu"), Dense(5), RMSNorm(), Activation("relu"), Dense(3)]),
+]
+
+
+@covering("spelled_out, backend", SPELLED_OUT, BACKENDS, indirect=["backend"], ids=str)
+def test_layers_spelled_out_are_the_network_of_those_sizes_to_the_bit(spelled_out, backend: Backend):
+    settings, layers = spelled_out
     X, Y = normal(30, 4).astype(np.float32), np.arange(30) % 3
     networks = [
         dnn.Network([4, 6, 5, 3], output="softmax", seed=9, backend=backend.name, **settings),
@@ -591,17 +606,44 @@ def test_a_summary_lists_the_layers():
         assert "W1" in made.summary() and f"{made.n_parameters:,} parameters" in made.summary()
 
 
+@dataclass(frozen=True)
+class Shift(Layer):
+    """A layer of a user's own: Y = X + b."""
+
+    family = "shift"
+    name: str = "b"
+    keeps: tuple[str, ...] = ()
+    setting: Any = None
+
+    def shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
+        return {self.name: (n_in,)}
+
+    def state_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.keeps, (n_in,))
+
+    def bind(self, at: Any, X: Any) -> Any:
+        def backward(dY: Any) -> Any:
+            at.gradient(self.name, at.call(lambda xp, dY: xp.sum(dY, axis=0), dY))
+            return dY
+
+        return at.call(lambda xp, X, b: X + b, X, at.parameter(self.name)), backward
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: Dense(0), r"Dense: units must be at least 1, got 0"),
     (lambda: Dense(2.5), r"Dense: units must be a whole number, got 2.5"),  # type: ignore[arg-type]
     (lambda: Dense(2, "rellu"), r"Dense: activation must be one of .*, got 'rellu': did you mean relu\?"),
     (lambda: Dense(2, bias="yes"), r"Dense: bias must be True or False, got 'yes'"),  # type: ignore[arg-type]
-    (lambda: Dense(2, initializer="he_norml"), r"initializer must be .*, got 'he_norml': did you mean he_normal\?"),
+    (
+        lambda: Dense(2, initializer="he_norml"),
+        r"Dense: initializer must be .*, got 'he_norml': did you mean he_normal\?",
+    ),
     (lambda: Activation("tahn"), r"Activation: name must be .*, got 'tahn': did you mean tanh\?"),
     (lambda: Dropout(1.0), r"Dropout: rate must be at least 0 and below 1, got 1.0"),
     (lambda: Dropout(-0.1), r"Dropout: rate must be at least 0 and below 1, got -0.1"),
     (lambda: AlphaDropout(1), r"AlphaDropout: rate must be at least 0 and below 1, got 1"),
     (lambda: Dropout("half"), r"Dropout: rate must be a number, got 'half'"),  # type: ignore[arg-type]
+    (lambda: Dropout(0.3, schedule="plateau"), r"Dropout: schedule must be one of .*, not .* as ReduceOnPlateau"),  # type: ignore[arg-type]
     (lambda: BatchNorm(momentum=1.0), r"BatchNorm: momentum must be at least 0 and below 1, got 1.0"),
     (lambda: LayerNorm(eps=0.0), r"LayerNorm: eps must be above 0, got 0.0"),
     (lambda: RMSNorm(eps=float("nan")), r"RMSNorm: eps must be finite, got nan"),
@@ -609,6 +651,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: Scale("1"), r"Scale: start must be a number, got '1'"),  # type: ignore[arg-type]
     (lambda: Residual([]), r"Residual: layers must be a list of layers, got \[\]"),
     (lambda: Residual(Dense(3)), r"Residual: layers must be a list of layers, got Dense"),  # type: ignore[arg-type]
+    (lambda: Residual(5), r"Residual: layers must be a list of layers, got 5"),  # type: ignore[arg-type]
+    (lambda: Residual(Dense(3) for _ in range(2)), r"Residual: layers must be a list of layers, got <gen"),  # type: ignore[arg-type]
     (
         lambda: NumericalEmbedding("periodical"),
         r"NumericalEmbedding: kind must be .*'periodical': did you mean periodic\?",
@@ -624,12 +668,20 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 WRONG_NETWORKS: list[tuple[Any, dict[str, Any], str]] = [
     ((4, [Residual([Dense(3)]), Dense(1)]), {}, r"layers: layer 1: Residual: its layers give 3 outputs for 4 inputs"),
     ((4, [Dense(3), NumericalEmbedding(), Dense(1)]), {}, r"layers: layer 2, NumericalEmbedding .*: put it first"),
-    ((4, [Residual([NumericalEmbedding(size=1)]), Dense(1)]), {}, r"NumericalEmbedding learns .*: put it first"),
+    ((4, [Residual([NumericalEmbedding(size=1)]), Dense(1)]), {}, r"Residual: NumericalEmbedding .*: put it first"),
+    ((4, [Residual([CategoricalEmbedding([0], [2], 1)]), Dense(1)]), {}, r"CategoricalEmbedding .*: put it first"),
     ((4, [CategoricalEmbedding([4], [2]), Dense(1)]), {}, r"layer 1: CategoricalEmbedding: column 4 of 4 features"),
     ((4, [Dense(3), "relu"]), {}, r"layers: layer 2 must be a layer such as dnn.Dense\(64\), got 'relu'"),
     ((4, []), {}, r"layers must be a list of layers"),
     ((4, [Dense(1)]), {"activation": "relu"}, r"activation is for networks given by their sizes"),
     ((4, [Dense(1)]), {"dropout": 0.5}, r"dropout is for networks given by their sizes"),
+    ((4, [Shift(), Dense(1)]), {}, r"Shift and Dense both have a parameter 'b1': give Shift a parameter name of its"),
+    ((4, [Dense(4), Residual([Shift()])]), {}, r"Shift and Dense both have a parameter 'b1': give Shift"),
+    ((4, [Shift("bias", ("mean",)), BatchNorm()]), {}, r"Shift and BatchNorm both have a state 'mean1': give Shift"),
+    ((4, [Shift("W"), Scale()]), {}, r"layer 1: Shift: the weight W must be a matrix, got shape \(4,\): name it"),
+    (([4, 3, 1],), {"activation": ""}, r"activation must be one of relu, .*, got ''"),
+    (([4, 3, 1],), {"loss": "huber"}, r"loss 'huber' is not for output 'sigmoid': choose sigmoid_cross_entropy, focal"),
+    (([4, 1],), {"loss": "quantile", "output": "linear"}, r"3 outputs .*, got 1 in all: end with 3 units a target"),
     (([4, 3, 1],), {"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1.0"),
     (([4, 3, 1],), {"dropout": [0.1, 0.2]}, r"dropout must be one for all hidden layers, or 1, one for each; got 2"),
     (([4, 3, 1],), {"norm": "bach"}, r"norm must be one of batch, layer, rms, got 'bach': did you mean batch\?"),
@@ -672,6 +724,7 @@ def test_every_layer_has_a_network_that_is_saved_here():
 
 @pytest.mark.parametrize("name", ALL_LAYERS)
 def test_a_network_from_its_file_answers_and_trains_as_the_one_saved(name, tmp_path):
+    use_compiled_steps(False)  # what is saved is the same
     X, Y = examples_of(13)
     network = dnn.Network(4, ALL_LAYERS[name], output="linear", seed=2)
     network.fit(X, Y, epochs=2, batch_size=5)
@@ -688,7 +741,17 @@ def test_a_network_from_its_file_answers_and_trains_as_the_one_saved(name, tmp_p
     assert not same_bits(copied, network)
 
 
-def test_a_plain_networks_file_is_still_of_version_1_and_others_of_2(tmp_path):
+class OwnLoss:
+    def losses(self, xp: Any, Z: Any, Y: Any) -> Any:
+        return (Z - Y) ** 2
+
+    def gradient(self, xp: Any, Z: Any, Y: Any) -> Any:
+        return 2 * (Z - Y)
+
+
+def test_a_plain_networks_file_is_still_of_version_1_and_others_of_2(tmp_path, monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "own", ACTIVATIONS["tanh"])
+    monkeypatch.setitem(LOSSES, "own", OwnLoss())
     made = {
         "plain": (dnn.Network([4, 3, 2], output="linear"), 1),
         "lists": (dnn.Network([4, 3, 3, 2], output="linear", activation=["relu", "tanh"]), 1),
@@ -696,6 +759,12 @@ def test_a_plain_networks_file_is_still_of_version_1_and_others_of_2(tmp_path):
         "norm": (dnn.Network([4, 3, 2], output="linear", norm="batch"), 2),
         "dropout": (dnn.Network([4, 3, 2], output="linear", dropout=0.1), 2),
         "members": (dnn.Network([4, 3, 2], output="linear", members=2), 2),
+        "old names": (dnn.Network([4, 3, 2], output="linear", activation="gelu", initializer="lecun_uniform"), 1),
+        "activation": (dnn.Network([4, 3, 2], output="linear", activation="mish"), 2),
+        "activations": (dnn.Network([4, 3, 3, 2], output="linear", activation=["relu", "silu"]), 2),
+        "initializer": (dnn.Network([4, 3, 2], output="linear", initializer="orthogonal"), 2),
+        "loss": (dnn.Network([4, 3, 2], output="linear", loss="huber"), 2),
+        "own names": (dnn.Network([4, 3, 2], output="linear", activation="own", loss="own"), 1),
     }
     for name, (network, version) in made.items():
         network.fit(*examples_of(), epochs=1)
@@ -724,11 +793,87 @@ def test_a_layer_of_ones_own_is_trained_and_says_how_it_is_saved(tmp_path):
         network.save(tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize("kind", [Dropout, AlphaDropout])
+def test_a_rate_that_its_schedule_takes_beyond_1_is_the_largest_below(kind, backend: Backend):
+    largest = (2**16 - 1) / 2**16
+    for rate in (0.3, 0.99999, 1.0, 1.2, 2.0, 1e9):
+        expected = min(round(rate * 2**16) / 2**16, largest)
+        assert dropout.drop_rate(np, rate) == expected
+        found = on_backend(backend, lambda xp, rate: (dropout.drop_rate(xp, rate),), np.array(rate))
+        assert float(found[0]) == expected
+    X, Y = examples_of(40)
+    network = dnn.Network(
+        4, [Dense(6, "tanh"), kind(0.6, dnn.Cosine(end=2.0)), Dense(2)], output="linear", backend=backend.name
+    )
+    history = network.fit(X, Y, epochs=4, batch_size=10, optimizer=dnn.SGD(1e-3))
+    assert np.isfinite(history.history["loss"]).all() and np.isfinite(network.predict(X)).all()
+
+
+def test_a_schedule_of_ones_own_in_a_layer_says_how_it_is_saved(tmp_path, monkeypatch):
+    class Half(dnn.schedules.Schedule):
+        def factor(self, xp: Any, epoch: Any, epochs: float) -> Any:
+            return epoch * 0 + 0.5
+
+    network = dnn.Network(4, [Dropout(0.4, Half()), Dense(2)], output="linear")
+    with pytest.raises(ValueError, match=r"schedules by name: add Half to dnn\.schedules\.SCHEDULES"):
+        network.save(tmp_path / "a.h5")
+    monkeypatch.setitem(dnn.schedules.SCHEDULES, "half", Half)
+    network.save(tmp_path / "a.h5")
+    assert type(dnn.load(tmp_path / "a.h5").layers[0].schedule) is Half  # type: ignore[attr-defined]
+
+
+def test_a_setting_that_no_file_holds_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(LAYERS, "Shift", Shift)
+    with pytest.raises(ValueError, match=r"stores layers of numbers and names, got a setting Case\("):
+        layer_config(Shift(setting=Case(normal, (), None)))  # type: ignore[arg-type]
+
+
+def test_a_bias_is_a_truth_of_python_and_saved(tmp_path):
+    for given in (np.True_, 1, 2):
+        layer = Dense(2, bias=given)  # type: ignore[arg-type]
+        assert layer.bias is True
+    dnn.Network(4, [layer], output="linear").save(tmp_path / "a.h5")
+    assert dnn.load(tmp_path / "a.h5").layers[0] == layer
+
+
+def test_parameters_are_weights_by_their_name_and_embeddings_are_a_kind(backend: Backend):
+    layers: list[Layer] = [CategoricalEmbedding([1, 3], [3, 2], size=2), Dense(6), Shift("Wx"), Dense(3), Dense(2)]
+    network = dnn.Network(4, layers, output="linear", backend=backend.name)
+    assert list(network.parameters) == ["W1", "W2", "W3", "E1_1", "E1_3", "b1", "Wx1", "b2", "b3"]
+    X, Y = examples_of()
+    network.fit(X, Y, epochs=1, optimizer=dnn.Muon(1e-3))  # Wx is no matrix
+    before = values_of(network)
+    network.fit(X, Y, epochs=1, optimizer=dnn.SGD(0.1, factors={"E": 0.0}))
+    after = values_of(network)
+    assert [name for name in before if (before[name] == after[name]).all()] == ["E1_1", "E1_3"]
+
+
+def test_a_network_that_has_yet_to_learn_its_bins_says_so(backend: Backend):
+    X, Y = examples_of(13)
+    network = dnn.Network(4, [NumericalEmbedding(size=3), Dense(1)], backend=backend.name, members=2)
+    Y = Y[:, :1] > 0
+    for use in (network.predict, network.predict_proba, network.predict_spread, lambda X: network.evaluate(X, Y)):
+        with pytest.raises(DataError, match=r"NumericalEmbedding .* from the data of its first fit: fit it first"):
+            use(X)
+    network.fit(X, Y, epochs=1, validation_data=(X, Y))
+    assert network.predict(X).shape == (13,)
+    network.epochs = 0  # as a fit that is interrupted in its first epoch leaves it
+    assert network.predict(X).shape == (13,)
+
+
+def test_one_example_of_a_batch_leaves_the_answers_of_batch_norm_as_they_were():
+    X, Y = normal(257, 4), normal(257, 2)
+    network = dnn.Network(4, [Dense(5), BatchNorm(), Dense(2)], output="linear", seed=2, dtype="float64")
+    other = copy.deepcopy(network)
+    for each, m in ((network, 257), (other, 256)):  # with the rate 0 only statistics change
+        each.fit(X[:m], Y[:m], epochs=3, batch_size=64, shuffle=False, optimizer=dnn.SGD(0.0))
+    assert values_of(network)["variance1"].tobytes() == values_of(other)["variance1"].tobytes()
+
+
 # ------------------------------------------------------------------------------------------------- 16 bits
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ALL_LAYERS)
+@covering("name, precision", ALL_LAYERS, ["float16", "bfloat16"])
 def test_gradients_in_16_bits_are_near_those_in_32(name, precision):
     X, Y = examples_of()
     if name == "all categories":

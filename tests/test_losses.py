@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import slopes, torch_or_skip
+from sweeps import covering
 from traced import KERNELS, WAYS, eagerly, on_backend, traced
 
 from dnn import functional
@@ -200,8 +201,7 @@ def test_losses_and_gradient_are_the_saved_numbers(name, dtype, backend: Backend
         np.testing.assert_allclose(found, expected, rtol=relative, atol=beneath)
 
 
-@pytest.mark.parametrize("way", [*WAYS[1:], *KERNELS])
-@pytest.mark.parametrize("name", SAVED)
+@covering("name, way", SAVED, [*WAYS[1:], *KERNELS], times=2)
 def test_compiled_losses_and_gradient_are_the_saved_numbers(name, way):
     pytest.importorskip("llvmlite", reason="the extra fast is not installed")
     loss, (Z, Y) = EXAMPLES[name]
@@ -379,11 +379,11 @@ def test_losses_and_gradients_are_finite_for_every_logit(loss, dtype, backend: B
     if not suits(loss, "softmax") or suits(loss, "sigmoid"):
         K = 2 // outputs_per_target(loss)
         targets += [np.full((len(Z), K), y, dtype) for y in (0.0, 1.0, 0.3)]
-    for Y in targets:
-        losses, gradient = on_backend(backend, both(loss), Z, Y)
-        assert losses.dtype == gradient.dtype == dtype and gradient.shape == Z.shape
-        assert np.isfinite(losses).all() and (losses >= 0).all()
-        assert np.isfinite(gradient).all()
+    Z, Y = np.concatenate([Z] * len(targets)), np.concatenate(targets)
+    losses, gradient = on_backend(backend, both(loss), Z, Y)
+    assert losses.dtype == gradient.dtype == dtype and gradient.shape == Z.shape
+    assert np.isfinite(losses).all() and (losses >= 0).all()
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

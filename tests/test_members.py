@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import data
+from conftest import BACKENDS
 from layer_cases import close, gradients, randomized, same_bits, values_of
 from oracles import torch_or_skip
 from standin import device
+from sweeps import covering
 from test_layers import torch_forward
 
 import dnn
@@ -55,9 +57,7 @@ def member_of(network: dnn.Network, member: int, **settings: Any) -> dnn.Network
 # ------------------------------------------------------------------------------------- as networks of their own
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": dnn.SGD(0.1)},
     "adamw": {"optimizer": dnn.AdamW(0.02, weight_decay=0.1)},
-    "one batch": {"batch_size": 24, "optimizer": dnn.Momentum(0.05)},
     "schedule": {
         "optimizer": dnn.Momentum(0.05),
         "schedule": dnn.schedules.Cosine(),
@@ -66,13 +66,17 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "clip_value": 0.1,
     },
     "weights": {"optimizer": dnn.SGD(0.1), "sample_weight": RNG.random(25)},
-    "accumulated": {"optimizer": dnn.SGD(0.1), "accumulate": 2},
     "class weights, one batch": {"optimizer": dnn.SGD(0.1), "class_weight": "balanced", "batch_size": 24},
-    "split": {"optimizer": dnn.SGD(0.1), "validation_split": 0.2, "moving_average": 0.9},
+    "accumulated, split": {
+        "optimizer": dnn.SGD(0.1),
+        "accumulate": 2,
+        "validation_split": 0.2,
+        "moving_average": 0.9,
+    },
 }
 
 
-@pytest.mark.parametrize("training", TRAININGS)
+@covering("training, backend", TRAININGS, BACKENDS, indirect=["backend"])
 def test_the_first_member_is_the_single_network_of_that_seed_to_the_bit(training, backend: Backend):
     given = {name: value[:24] if name == "sample_weight" else value for name, value in TRAININGS[training].items()}
     for layers in (None, ALL) if training == "adamw" else (None,):
@@ -157,7 +161,7 @@ def test_members_of_equal_weights_differ_by_their_shuffles_alone():
             assert len({of_member.tobytes() for of_member in value}) == (3 if shuffle else 1)
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@covering("shared, backend", SHARED, BACKENDS, indirect=["backend"])
 def test_answers_are_the_mean_of_the_members_and_the_loss_the_mean_of_theirs(shared, backend: Backend):
     network = of_members(backend=backend.name, shared=shared)
     network.fit(X, LABELS, epochs=3, batch_size=8, optimizer=dnn.Adam(0.05))
@@ -254,7 +258,7 @@ def test_shared_members_are_pytorchs_batch_ensemble_with_own_heads(backend: Back
 # ------------------------------------------------------------------------------------------ as any other network
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@covering("shared, backend", SHARED, BACKENDS, indirect=["backend"])
 def test_members_are_copied_pickled_and_saved_and_go_on_alike(shared, tmp_path, backend: Backend):
     network = of_members(FEW, backend.name, shared=shared)
     network.fit(X, LABELS, epochs=1, batch_size=5)
@@ -268,7 +272,7 @@ def test_members_are_copied_pickled_and_saved_and_go_on_alike(shared, tmp_path, 
     assert all(same_bits(network, other) for other in others)
 
 
-@pytest.mark.parametrize("shared", SHARED)
+@covering("shared, backend", SHARED, BACKENDS, indirect=["backend"])
 def test_three_and_three_epochs_are_six_to_the_bit(shared, backend: Backend):
     settings: dict[str, Any] = {"batch_size": 8, "optimizer": dnn.AdamW(0.02), "clip_norm": 0.5}
     settings["schedule"] = dnn.schedules.Cosine(epochs=6)
@@ -300,9 +304,7 @@ def test_batches_fed_from_the_host_train_members_as_those_on_the_device(shared, 
         np.testing.assert_allclose(values_of(made[1])[name], expected, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("precision", [None, "float16", "bfloat16"])
-@pytest.mark.parametrize("batch_size", [16, 100])
-@pytest.mark.parametrize("shared", SHARED)
+@covering("shared, batch_size, precision", SHARED, [16, 100], [None, "float16", "bfloat16"], times=2)
 def test_the_estimate_of_memory_is_what_members_allocate(shared, batch_size, precision):
     X, Y = data(90, "softmax", 7, 100)
     X = X.astype(np.float32)
@@ -325,8 +327,7 @@ def test_the_estimate_of_memory_is_what_members_allocate(shared, batch_size, pre
     assert device.allocated - before - of_targets - X.nbytes == expected
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-@pytest.mark.parametrize("shared", SHARED)
+@covering("shared, precision", SHARED, ["float16", "bfloat16"])
 def test_members_train_in_16_bits(shared, precision):
     network = of_members(ALL, "standin", shared=shared)
     history = network.fit(X, LABELS, epochs=15, batch_size=8, optimizer=dnn.Adam(0.02), precision=precision).history

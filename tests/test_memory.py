@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from builders import data
 from standin import device
+from sweeps import covering
 
 import dnn
 from dnn.cli import main
@@ -24,8 +25,9 @@ def problem(output: str, units: int, of_bytes: bool = False, m: int = 1000):
 
 CASES = [
     *(("softmax", 7, dnn.Adam(0.01), *size, precision, of_bytes)
-      for size in ((16, False), (100, False), (16, True), (40, True))
-      for precision, of_bytes in ((None, False), ("float16", True))),
+      for size, precision, of_bytes in (
+          ((16, False), None, False), ((100, False), "float16", True),
+          ((16, True), "float16", True), ((40, True), None, False))),
     *(("softmax", 7, dnn.SGD(0.1), 16, False, precision, False) for precision in ("tf32", "bfloat16")),
     ("sigmoid", 1, dnn.Momentum(0.1), 16, False, None, False),
     ("sigmoid", 5, dnn.SGD(0.1), 100, True, "bfloat16", True),
@@ -58,19 +60,20 @@ def test_the_estimate_is_what_the_device_allocates(
         assert taken == expected
 
 
-@pytest.mark.parametrize("batch_size", [16, 100])
-@pytest.mark.parametrize("precision", [None, "float16"])
-@pytest.mark.parametrize(
-    ("of_network", "of_fit"),
+@covering(
+    "of_both, batch_size, precision",
     [
         ({}, {"accumulate": 3, "moving_average": 0.9, "clip_norm": 1.0, "max_norm": 1.0, "l2": 0.01}),
         ({"norm": "batch", "dropout": 0.2}, {"schedule": "cosine"}),
         ({"norm": "batch"}, {"accumulate": 2, "optimizer": dnn.AdamW(0.01, factors={"b": 2.0})}),
         ({"members": 2}, {"optimizer": dnn.Muon(0.01)}),
     ],
+    [16, 100],
+    [None, "float16"],
     ids=str,
 )
-def test_the_estimate_knows_what_else_a_training_keeps(of_network, of_fit, precision, batch_size):
+def test_the_estimate_knows_what_else_a_training_keeps(of_both, precision, batch_size):
+    of_network, of_fit = of_both
     X, Y = data(90, "softmax", 7, 100)
     network = dnn.Network([90, 20, 20, 7], output="softmax", backend="standin", **of_network)
     settings = FitSettings(**{"epochs": 1, "batch_size": batch_size, "precision": precision} | of_fit)

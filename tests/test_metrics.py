@@ -14,7 +14,8 @@ from standin import device
 
 from dnn import functional
 from dnn.backends import Backend, get_backend
-from dnn.metrics import METRICS, OUTPUTS, Pinball, TopK, checked_metrics
+from dnn.functional.metrics import OUTPUTS
+from dnn.metrics import METRICS, Pinball, TopK, checked_metrics
 
 WEIGHTED = pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
 

@@ -11,7 +11,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import BACKENDS, ROOT
+from sweeps import covering
 
 import dnn
 from dnn.activations import ACTIVATIONS
@@ -199,6 +200,12 @@ def test_the_representation_is_readable(backend: Backend):
         "Network([12288, 20, 7, 5, 1], activation='relu', output='sigmoid', initializer='he_normal', seed=1, "
         f"dtype='float32', input_scale=None, backend='{backend.name}')"
     )
+    for loss, words in (
+        ("focal", "'focal'"),
+        (dnn.Focal(), "'focal'"),
+        (dnn.Focal(gamma=3.0), repr(dnn.Focal(gamma=3.0))),
+    ):
+        assert f", input_scale=None, loss={words}, backend=" in repr(dnn.Network([3, 1], loss=loss))
     lines = network.summary().splitlines()
     assert lines[0].split() == ["layer", "outputs", "parameters", "shapes", "multiply-adds"]
     assert lines[1].split() == ["Dense", "relu", "20", "245,780", "W1", "(20,", "12288)", "b1", "(20,)", "245,760"]
@@ -249,8 +256,15 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("fitted", [None, dnn.Momentum(0.1), dnn.Adam(0.01)], ids=str)
-@pytest.mark.parametrize("copied", COPIES)
+@covering(
+    "copied, fitted, backend",
+    COPIES,
+    [None, dnn.Momentum(0.1), dnn.Adam(0.01)],
+    BACKENDS,
+    times=2,
+    indirect=["backend"],
+    ids=str,
+)
 def test_a_copy_learns_exactly_as_the_original_does(copied, fitted, backend: Backend):
     network = dnn.Network([3, 5, 4], output="softmax", seed=1, backend=backend.name)
     labels, settings = np.arange(len(X)) % 4, {"epochs": 2, "batch_size": 8, "optimizer": fitted or dnn.Adam()}

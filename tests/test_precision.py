@@ -15,6 +15,7 @@ import pytest
 from builders import GivenGradients, Problem, Recording, nodes_of
 from ml_dtypes import bfloat16
 from oracles import apart, torch_gradients, torch_optimizer, torch_or_skip
+from sweeps import covering
 
 import dnn
 from dnn import functional, progress, step, updating
@@ -65,10 +66,7 @@ def scale_of(network: dnn.Network) -> float:
 # ----------------------------------------------------------------------------------------------- right
 
 
-@pytest.mark.parametrize("of_bytes", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("precision", LOW)
+@covering("precision, output, activation, of_bytes", LOW, OUTPUTS, ACTIVATIONS, [False, True], times=2)
 @on_devices
 def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activation, of_bytes, backend: Backend):
     needs(backend, precision)

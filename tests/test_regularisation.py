@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import GivenGradients, Problem
+from conftest import BACKENDS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import torch_or_skip
+from sweeps import covering
 
 import dnn
 from dnn.backends import Backend, get_backend, use_compiled_steps
@@ -141,13 +143,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@covering("name, backend", SETTINGS, BACKENDS, times=2, indirect=["backend"])
 def test_what_is_done_beside_the_optimizer_is_as_written_out(name, backend: Backend):
     updating = Updating(dnn.AdamW(0.1, weight_decay=0.2), **SETTINGS[name])
     assert_as_written_out(bound(updating, backend), updating)
 
 
-@pytest.mark.parametrize("name", OPTIMISTS)
+@covering("name, backend", OPTIMISTS, BACKENDS, times=2, indirect=["backend"])
 def test_every_optimizer_works_through_whole_steps(name, backend: Backend):
     optimizer = replace(OPTIMISTS[name], learning_rate=0.05, weight_decay=0.1, factors={"W2": 0.5, "b": (2.0, 0.5)})
     updating = Updating(optimizer)
@@ -312,9 +314,7 @@ def test_factors_of_parameters_that_there_are_not_are_refused():
 # ---------------------------------------------------------------------- sums over several batches
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("optimizer", [dnn.SGD(0.2), dnn.Adam(0.05)], ids=str)
-@pytest.mark.parametrize("m", [24, 22, 26])
+@covering("m, optimizer, weighted", [24, 22, 26], [dnn.SGD(0.2), dnn.Adam(0.05)], [False, True], times=2, ids=str)
 def test_batches_that_make_one_update_equal_one_large_batch(weighted, optimizer, m, backend: Backend):
     """Of 26 examples in batches of 4, three to an update, the last update is of one batch of 2."""
     X, Y = GENERATOR.standard_normal((m, 3)), GENERATOR.integers(0, 3, m)
@@ -332,7 +332,7 @@ def test_batches_that_make_one_update_equal_one_large_batch(weighted, optimizer,
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@covering("weighted, backend", [False, True], BACKENDS, indirect=["backend"])
 def test_everything_at_once_works_in_float32(weighted, backend: Backend):
     X, Y = GENERATOR.standard_normal((26, 3)), GENERATOR.integers(0, 3, 26)
     beside = SETTINGS["all"] | ({"sample_weight": np.arange(26), "class_weight": "balanced"} if weighted else {})
@@ -356,8 +356,9 @@ def test_sums_over_batches_do_not_reach_over_epochs():
 # ----------------------------------------------------------------------------------- in 16 bits
 
 
-@pytest.mark.parametrize("beside", ["clip_norm", "clip_value", "max_norm", "all"])
-@pytest.mark.parametrize("name", ["sgd", "adam", "radam", "lion", "muon"])
+@covering(
+    "name, beside", ["sgd", "adam", "radam", "lion", "muon"], ["clip_norm", "clip_value", "max_norm", "all"], times=2
+)
 def test_a_gradient_that_overflows_changes_nothing(name, beside):
     get_backend("standin")
     updating = Updating(replace(OPTIMISTS[name], weight_decay=0.1), **SETTINGS[beside], schedule=dnn.Cosine(epochs=99))

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 from oracles import torch_or_skip
+from sweeps import covering
 from traced import KERNELS, WAYS, traced
 
 from dnn.schedules import (
@@ -64,7 +65,7 @@ def cosine(c: float, start: float = 1.0, end: float = 0.0) -> float:
 
 def in_formulas(s: Schedule, e: float) -> float:
     duration = getattr(s, "epochs", None) or E
-    e = min(e, duration)
+    e = e if getattr(s, "epochs", None) is None and not getattr(s, "of_fit", True) else min(e, duration)
     t = e / duration
     match s:
         case StepDecay():
@@ -106,8 +107,7 @@ def test_factors_are_the_formulas(schedule):
     np.testing.assert_allclose(factors(schedule, MOMENTS), expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("way", [*WAYS, *KERNELS])
-@pytest.mark.parametrize("schedule", EXAMPLES, ids=str)
+@covering("schedule, way", EXAMPLES, [*WAYS, *KERNELS], times=2, ids=str)
 def test_derived_code_gives_the_eager_factors(schedule, way):
     def scaled(xp, rate, epoch):  # as a step uses it
         return rate * schedule.factor(xp, epoch, E)
@@ -130,7 +130,14 @@ def test_factors_are_never_negative_and_stay_what_they_were_at_the_end(schedule)
     duration = getattr(schedule, "epochs", None) or E
     assert (factors(schedule, MOMENTS) >= 0).all() and (factors(schedule, MOMENTS) <= 1).all()
     at_end, beyond = factors(schedule, [duration, duration + 1e-9, duration + 0.5, 10 * duration])[[0, 3]]
-    assert at_end == beyond
+    ends = getattr(schedule, "epochs", None) is not None or getattr(schedule, "of_fit", True)
+    assert at_end == beyond if ends else at_end > beyond
+
+
+def test_what_does_not_depend_on_the_fit_ends_only_where_it_is_told():
+    for schedule in (StepDecay(2), ExponentialDecay(), InverseTimeDecay()):
+        held = factors(replace(schedule, epochs=4), [4, 40])
+        assert held[0] == held[1] > factors(schedule, [40])[0] == factors(schedule, [40], 8)[0]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +169,7 @@ def test_where_schedules_begin_and_end(schedule, at_start, at_end):
 
 def test_a_duration_of_its_own_takes_the_place_of_the_fits():
     for schedule in EXAMPLES:
-        if hasattr(schedule, "epochs"):
+        if hasattr(schedule, "epochs") and schedule.of_fit:
             np.testing.assert_array_equal(
                 factors(replace(schedule, epochs=8), MOMENTS), factors(replace(schedule, epochs=None), MOMENTS, 8)
             )

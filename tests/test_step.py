@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 import pytest
 from builders import OPTIMIZERS, OUTPUTS, Problem, nodes_of, problem
-from conftest import FORMS
+from conftest import BACKENDS, FORMS
 from oracles import bytes_allocated, slopes
 from standin import StrictGraph, device
+from sweeps import covering
 
 import dnn
 from dnn.activations import ACTIVATIONS
@@ -25,15 +26,26 @@ UNITS = {"sigmoid": 1, "softmax": 3, "linear": 1}
 NETWORKS = [
     *(([3, UNITS[output]], output, "relu") for output in UNITS),
     *(([3, 4, 3], "softmax", activation) for activation in ACTIVATIONS),
-    *(([3, 5, 4, UNITS[output]], output, activation) for output in UNITS for activation in ACTIVATIONS),
+    *(([3, 5, 4, UNITS[o]], o, activation) for o, activation in zip(cycle(UNITS), ACTIVATIONS)),
     ([3, 5, 4, 3], "softmax", ["gelu", "tanh"]),
     ([3, 4, 2], "sigmoid", "relu"),
     ([3, 4, 2], "linear", "relu"),
 ]
 
 
-@pytest.mark.parametrize(("sizes", "output", "activation"), NETWORKS, ids=str)
-def test_gradients_are_those_of_finite_differences(sizes, output, activation, backend: Backend):
+@covering("network, backend", NETWORKS, BACKENDS, indirect=["backend"], ids=str)
+def test_gradients_are_those_of_finite_differences(network, backend: Backend):
+    gradients_are_slopes(*network, backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", UNITS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_every_output_and_activation_are_those_of_finite_differences(output, activation, backend: Backend):
+    gradients_are_slopes([3, 5, 4, UNITS[output]], output, activation, backend)
+
+
+def gradients_are_slopes(sizes, output, activation, backend: Backend) -> None:
     case = problem(sizes, output, backend.name, 6, dtype="float64", activation=activation, goal=GRADIENTS)
     case.run()
     gradients, parameters = case.gradients(), case.network.parameters
@@ -49,8 +61,7 @@ def test_gradients_are_those_of_finite_differences(sizes, output, activation, ba
         parameters[name] = W
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-@pytest.mark.parametrize("output", OUTPUTS)
+@covering("output, optimizer", OUTPUTS, OPTIMIZERS, times=2, ids=str)
 def test_ten_steps_on_the_stand_in_are_those_on_numpy(output, optimizer):
     weights = {}
     for name in ("numpy", "standin"):
@@ -96,16 +107,17 @@ def careless(self: Stepwise, node: Any) -> None:
     self._call(lambda: self._xp.copyto(out, function(*arrays)))
 
 
-@pytest.mark.parametrize(
-    ("size", "output", "optimizer"),
-    [
-        *((SMALL, output, optimizer) for output, optimizer in product(OUTPUTS, OPTIMIZERS)),
-        (LARGE, "softmax", OPTIMIZERS[2]),
-    ],
-    ids=str,
-)
+@covering("output, optimizer, compiled", OUTPUTS, OPTIMIZERS, [True, False], times=2, ids=str)
+def test_a_step_allocates_nothing(output, optimizer, compiled):
+    allocates_nothing(SMALL, output, optimizer, compiled)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_step_allocates_nothing(size, output, optimizer, compiled):
+def test_a_large_step_allocates_nothing(compiled):
+    allocates_nothing(LARGE, "softmax", OPTIMIZERS[2], compiled)
+
+
+def allocates_nothing(size, output, optimizer, compiled):
     sizes, m, limit = size
     sizes = [*sizes[:-1], sizes[-1] if output == "softmax" else OUTPUTS[output]]
     with use_compiled_steps(compiled):
@@ -114,8 +126,7 @@ def test_a_step_allocates_nothing(size, output, optimizer, compiled):
             assert bytes_allocated(case.run) < limit
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "relu"])
-@pytest.mark.parametrize("compiled", [True, False])
+@covering("activation, compiled", [name for name in ACTIVATIONS if name != "relu"], [True, False])
 def test_other_activations_allocate_nothing(activation, compiled):
     sizes, m, limit = SMALL
     with use_compiled_steps(compiled):
@@ -133,8 +144,7 @@ def test_an_allocating_operation_would_be_seen_by_tracemalloc(size, monkeypatch)
     assert bytes_allocated(case.run) > limit
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("output", "optimizer"), list(product(OUTPUTS, OPTIMIZERS)), ids=str)
+@covering("form, output, optimizer", FORMS, OUTPUTS, OPTIMIZERS, times=2, ids=str)
 def test_a_step_on_the_device_is_launches_and_products_only(output, optimizer, form, in_form):
     in_form(form)
     counts = nodes_of(problem([20, 64, 32, OUTPUTS[output]], output, "standin", 32, optimizer=optimizer).step)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import torch_or_skip
+from sweeps import covering
 
 import dnn
 from dnn.backends import Backend
@@ -78,6 +80,8 @@ def stopped_at(values: list[float], **settings: Any) -> tuple[int, int | None, s
     greater = settings.pop("greater_is_better", None)
     if greater is not None:
         score.greater_is_better = greater
+    else:
+        settings.setdefault("maximize", False)
     stopping = dnn.EarlyStopping("val_score", **({"patience": 2} | settings))
     history = network_of().fit(
         X, Y, epochs=len(values), batch_size=64, validation_data=(X, Y), metrics=[score], early_stopping=stopping
@@ -155,7 +159,7 @@ def test_a_measure_that_is_no_number_cannot_be_watched():
     with pytest.raises(ValueError, match="watches 'val_confusion_matrix', which is no number"):
         network_of().fit(
             X, Y, validation_data=(X, Y), metrics=["confusion_matrix"],
-            early_stopping=dnn.EarlyStopping("val_confusion_matrix"),
+            early_stopping=dnn.EarlyStopping("val_confusion_matrix", maximize=True),
         )  # fmt: skip
 
 
@@ -190,7 +194,7 @@ ONGOING = {
 }
 
 
-@pytest.mark.parametrize("name", ONGOING)
+@covering("name, backend", ONGOING, BACKENDS, indirect=["backend"])
 def test_three_plus_three_epochs_equal_six(name, backend: Backend):
     given = {**BATCHES, "optimizer": dnn.AdamW(0.03), "validation_split": 0.2} | ONGOING[name]
     halves, whole = network_of(backend), network_of(backend)
@@ -530,7 +534,8 @@ def test_every_class_gives_its_share_to_within_one_example(counts, split, seed):
     taken = Counter(classes[held_out].tolist())
     for number, count in enumerate(counts):
         assert abs(taken[number] - count * len(held_out) / m) < 1
-    if len(held_out) >= len(counts):
+    whole = [count * len(held_out) // m for count in counts]
+    if len(held_out) - sum(whole) >= whole.count(0):  # what is left over is enough for those that have none
         assert all(taken[number] for number, count in enumerate(counts) if count >= 2)
     again, _ = split_rows(network, classes.reshape(-1, 1), split)
     np.testing.assert_array_equal(held_out, again)
@@ -575,3 +580,74 @@ def test_lines_of_an_early_stopped_fit_say_what_there_is(capsys):
     assert len(shown) <= 2 and "nan" not in shown[0]
     assert repr(history).startswith(f"<History: {len(history.epoch)} epochs, loss ")
     assert repr(history).endswith(f"best epoch {history.best_epoch}>") and "\n" not in repr(history)
+
+
+# ------------------------------------------------------------------------------- what a reviewer has found
+
+
+def test_a_divergence_goes_back_to_what_a_callback_left_after_the_last_finite_epoch():
+    X, Y = np.random.default_rng(0).standard_normal((64, 3)), np.zeros(64)
+    Y[:32] = 1
+    seen = []
+
+    def callback(event):
+        seen.append(np.array(event.network.parameters.flat))
+        if event.epoch == 5:
+            event.learning_rate = 1e38
+            assert event.learning_rate == 1e38
+
+    network = dnn.Network([3, 8, 1])
+    with pytest.raises(dnn.errors.NonFiniteLossError, match="after epoch 5"):
+        network.fit(X, Y, epochs=20, batch_size=16, optimizer=dnn.SGD(1e-2), callbacks=callback, verbose=False)
+    np.testing.assert_array_equal(network.parameters.flat, seen[4])
+
+
+def test_a_metric_of_ones_own_is_not_taken_for_a_loss():
+    def share(xp, P, Y, weights):
+        return xp.mean(P)
+
+    X, Y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    settings = {"metrics": [share], "validation_split": 0.2, "verbose": False, "epochs": 1}
+    with pytest.raises(ValueError, match=r"early_stopping watches 'val_share', .*: say maximize=True or False"):
+        dnn.Network([3, 1]).fit(X, Y, early_stopping=dnn.EarlyStopping("val_share"), **settings)
+    dnn.Network([3, 1]).fit(X, Y, early_stopping=dnn.EarlyStopping("val_share", maximize=True), **settings)
+
+
+def test_a_schedule_that_no_length_decides_goes_on_in_a_second_fit():
+    X, Y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+
+    def trained(*epochs):
+        network = dnn.Network([3, 4, 1], seed=1)
+        for number in epochs:
+            network.fit(X, Y, epochs=number, batch_size=8, schedule=dnn.ExponentialDecay(0.5), verbose=False)
+        return np.array(network.parameters.flat)
+
+    np.testing.assert_array_equal(trained(3, 3), trained(6))
+
+
+def test_ctrl_c_stops_a_fit_before_its_first_step_at_once(monkeypatch):
+    import signal
+
+    from dnn import training
+
+    class Prepared(Exception):
+        pass
+
+    def epochs(*given):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        raise Prepared
+
+    monkeypatch.setattr(training, "Epochs", epochs)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Prepared):
+            dnn.Network([2, 1]).fit(np.zeros((4, 2)), np.zeros(4), verbose=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_weights_of_examples_over_several_batches_of_members_are_refused():
+    settings = {"sample_weight": np.ones(8), "accumulate": 2, "batch_size": 2, "epochs": 1, "verbose": False}
+    with pytest.raises(ValueError, match="accumulate with weights of examples is for one network"):
+        dnn.Network([2, 1], members=2).fit(np.zeros((8, 2)), np.zeros(8), **settings)
+    dnn.Network([2, 1], members=2, shared="tabm").fit(np.zeros((8, 2)), np.zeros(8), **settings)

@@ -238,18 +238,19 @@ def _shared_memory(schedule: Schedule, fused: Fused, temporaries: list[Buffer]) 
     memories: list[tuple[int, list[Buffer]]] = []
     steps = (step for sections in schedule.phases for section in sections for step in section.steps)
     covered = fully_written(temporaries, (access.view for step in steps for access in step.writes))
-    for buffer in sorted(temporaries, key=lambda b: min((p[1] for p in positions[b]), default=0)):
+    keys = {buffer: {(phase, step.cut.key) for phase, _, step in uses} for buffer, uses in positions.items()}
+    for buffer in sorted(temporaries, key=lambda b: positions[b][0][1] if positions[b] else 0):
         uses = positions[buffer]
-        for i, (nbytes, buffers) in enumerate(memories):
+        for i, (nbytes, buffers) in enumerate(memories if uses and buffer in covered else ()):
             before = buffers[-1]
-            if buffer not in covered or before not in covered or not uses or not positions[before]:
+            if before not in covered or not positions[before]:
                 continue
-            last, first = max(positions[before], key=lambda p: p[:2]), min(uses, key=lambda p: p[:2])
+            last, first = positions[before][-1], uses[0]
             if last[0] < first[0] and 2 * nbytes >= buffer.nbytes and 2 * buffer.nbytes >= nbytes:
                 memories[i] = (max(nbytes, buffer.nbytes), [*buffers, buffer])
                 break
             alike = before.shape == buffer.shape and before.dtype == buffer.dtype
-            one_section = alike and _in_one_section(positions[before], uses)
+            one_section = alike and _is_one_section(keys[before] | keys[buffer])
             handed = one_section and last[1] == first[1] and _hands_over(fused, last[2], before, buffer)
             if one_section and (last[1] < first[1] or handed):
                 memories[i] = (nbytes, [*buffers, buffer])
@@ -259,8 +260,7 @@ def _shared_memory(schedule: Schedule, fused: Fused, temporaries: list[Buffer]) 
     return memories
 
 
-def _in_one_section(uses: list[tuple[int, int, Step]], others: list[tuple[int, int, Step]]) -> bool:
-    keys = {(phase, step.cut.key) for phase, _, step in (*uses, *others)}
+def _is_one_section(keys: set[tuple[int, tuple[str, int]]]) -> bool:
     return len(keys) == 1 and next(iter(keys))[1][0] == ROWS
 
 

@@ -8,6 +8,7 @@ cost more than a load.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -181,6 +182,14 @@ class _Fusion:
             if node.op == "store":
                 self.stores.setdefault(stripped(node.inputs[0]), []).append(node)
         self.all_stores = [node for node in self.nodes if node.op == "store"]
+        self.numbered = {store.number: store for store in self.all_stores}
+        self.stores_to: dict[Buffer, list[Value]] = defaultdict(list)
+        self.loads_of: dict[Buffer, list[Value]] = defaultdict(list)
+        for node in self.nodes:
+            if node.op in ("load", "store"):
+                places = self.loads_of if node.op == "load" else self.stores_to
+                places[node.attributes[0].buffer].append(node)
+        self._known_consumers: dict[Value, list[Value]] = {}
         self.indices = self._indices()
         """Row numbers that each `take` computes for itself."""
         self.homes: dict[Value, Value] = {}
@@ -215,11 +224,17 @@ class _Fusion:
 
     def _loads_before(self, store: Value) -> list[Value]:
         view = store.attributes[0]
-        return [n for n in self.nodes if n.op == "load" and n.number < store.number and n.attributes[0].overlaps(view)]
+        loads = self.loads_of[view.buffer]
+        return [load for load in loads if load.number < store.number and load.attributes[0].overlaps(view)]
+
+    def _stores_over(self, view: View) -> list[Value]:
+        return [store for store in self.stores_to[view.buffer] if store.attributes[0].overlaps(view)]
 
     def _consumers(self, value: Value) -> list[Value]:
         """What reads a value, through views of it."""
-        found = []
+        if value in self._known_consumers:
+            return self._known_consumers[value]
+        found = self._known_consumers[value] = []
         for user in self.users[value]:
             if user.op in VIEWS or user in self.indices:
                 found += self._consumers(user)
@@ -239,15 +254,14 @@ class _Fusion:
                 return False
         if class_of(value)[0] == "rows" and view.shape != value.shape:
             return False
-        for other in self.all_stores:
-            if other is not store and other.attributes[0].overlaps(view):
+        for other in self._stores_over(view):
+            if other is not store:
                 if value.number < other.number < store.number:
                     return False
                 if other.number > store.number and self._last_use(value) > other.number:
                     return False
         for load in self._loads_before(store):
-            seen = [s for s in self.all_stores if s.number in load.attributes[1]]
-            if any(s.number > value.number for s in seen):
+            if any(number > value.number for number in load.attributes[1]):
                 return False
             for user in self._consumers(load):
                 if user.number > value.number:
@@ -281,7 +295,7 @@ class _Fusion:
         """The stage of a node: one more than that of everything which must be in memory before it starts."""
         if node.op in ("load", *FREE):
             seen = node.attributes[1] if node.op == "load" else ()
-            producers = [self._producer_stage(s) + 1 for s in self.all_stores if s.number in seen]
+            producers = [self._producer_stage(self.numbered[number]) + 1 for number in seen]
             self.stage[node] = max(producers, default=0)
             self.columns[node] = None
             return
@@ -350,8 +364,8 @@ class _Fusion:
                     joined = class_of(user) == class_of(node) and is_fusable(user) and is_fusable(node)
                     joined = joined or class_of(user) == SINGLE == class_of(node)
                     stage = max(stage, self.stage[user] + (0 if joined and load.attributes[0] == view else 1))
-        for other in self.all_stores:
-            if other.number < store.number and other.attributes[0].overlaps(view):
+        for other in self._stores_over(view):
+            if other.number < store.number:
                 stage = max(stage, self._producer_stage(other) + 1)
         return stage
 
@@ -415,8 +429,8 @@ class _Fusion:
     def _still_there(self, load: Value, user: Value) -> bool:
         """Whether memory holds the same when `user` is computed, or is written by the same loop, in step."""
         view, stage = load.attributes[0], self.stage[user]
-        for store in self.all_stores:
-            if store.number > load.number and store.attributes[0].overlaps(view):
+        for store in self._stores_over(view):
+            if store.number > load.number:
                 written = self._producer_stage(store)
                 value = stripped(store.inputs[0])
                 in_step = self.homes.get(value) is store and store.attributes[0] == view

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -89,7 +90,7 @@ class View:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def is_contiguous(self) -> bool:
         steps = _row_major(self.shape)
         if self.strides == steps or self.size <= 1:
@@ -101,7 +102,7 @@ class View:
         start = self.start + sum(first * step for (first, _), step in zip(bounds, self.strides, strict=True))
         return View(self.buffer, start, tuple(last - first for first, last in bounds), self.strides)
 
-    @property
+    @cached_property
     def extent(self) -> tuple[int, int]:
         """The first element of the buffer that it covers, and the one after its last."""
         if 0 in self.shape:

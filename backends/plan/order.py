@@ -8,6 +8,8 @@ the other, in the order in which it was written down.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from dnn.backends.plan.fusion import (
     FREE,
     SINGLE,
@@ -43,15 +45,18 @@ def keeps_order(plan: Plan, fused: Fused) -> bool:
     home_of = {store: value for value, store in fused.homes.items()}
     stored_at = {store: computed_at[home_of.get(store, store)] for store in stores}
 
-    for i, store in enumerate(stores):
-        for later in stores[i + 1 :]:
-            if later.attributes[0].overlaps(store.attributes[0]) and stored_at[later] <= stored_at[store]:
+    stores_to: dict[Buffer, list[Value]] = defaultdict(list)
+    for later in stores:
+        place: View = later.attributes[0]
+        for store in stores_to[place.buffer]:
+            if stored_at[later] <= stored_at[store] and place.overlaps(store.attributes[0]):
                 return False
+        stores_to[place.buffer].append(later)
     for position, op in enumerate(fused.operations):
         for value, view in _reads(fused, op):
             source = _source(value)
-            for store in stores:
-                place: View = store.attributes[0]
+            for store in stores_to.get(view.buffer, ()):
+                place = store.attributes[0]
                 if not place.overlaps(view):
                     continue
                 at = stored_at[store]

@@ -8,7 +8,8 @@ update while they are in the cache. Anything else takes a barrier.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dnn.backends.plan.fusion import Fused, Loop, Operation, Product, class_of, grid, is_reduction, stripped
@@ -95,10 +96,7 @@ def schedule(fused: Fused, threads: int) -> Schedule:
         if step.cut.axis == COLUMNS:
             cut_by_columns.update((access.view.buffer, step.cut.length) for access in step.writes)
         steps.append(step)
-    for i, step in enumerate(steps):
-        for before in steps[:i]:
-            if before.phase >= step.phase and (wait := _wait(before, step)) is not None:
-                step.phase = max(step.phase, before.phase + wait)
+    _set_phases(steps)
     phases: list[list[Section]] = [[] for _ in range(1 + max((s.phase for s in steps), default=0))]
     for step in steps:
         sections = phases[step.phase]
@@ -115,6 +113,22 @@ def schedule(fused: Fused, threads: int) -> Schedule:
         # long ones first: what is short fills the gaps at the end
         sections.sort(key=lambda section: -sum(step.macs for step in section.steps))
     return Schedule(phases, threads, _in_scratch(fused, phases))
+
+
+def _set_phases(steps: Sequence[Step]) -> None:
+    """Each step as early as what it has memory in common with allows."""
+    touching: dict[Buffer, dict[Step, None]] = defaultdict(dict)
+    for step in steps:
+        touched = {access.view.buffer: None for access in (*step.reads, *step.writes)}
+        earlier = dict.fromkeys(before for buffer in touched for before in touching[buffer])
+        # the latest phases first: once it waits for one of them, an earlier one asks nothing more of it
+        for before in sorted(earlier, key=lambda before: -before.phase):
+            if before.phase < step.phase:
+                break
+            if (wait := _wait(before, step)) is not None:
+                step.phase = before.phase + wait
+        for buffer in touched:
+            touching[buffer][step] = None
 
 
 def _join_wholes(phases: list[list[Section]]) -> None:
@@ -195,18 +209,26 @@ def _product_step(op: Product, threads: int) -> Step:
 def _wait(before: Step, step: Step) -> int | None:
     """Whether `step` waits for `before` at a barrier (1), must only come later (0), or need not care (None)."""
     found: int | None = None
-    pairs = [(w, r) for w in before.writes for r in (*step.reads, *step.writes)]
-    pairs += [(r, w) for r in before.reads for w in step.writes]
-    for a, b in pairs:
-        if not a.view.overlaps(b.view):
-            continue
+    for a, b in _conflicts(before, step):
         if before.cut.axis == step.cut.axis == WHOLE or (
             before.cut.key == step.cut.key and a.own and b.own and _same_pieces(before, a.view, step, b.view)
         ):
-            found = max(found or 0, 0)
+            found = 0
         else:
             return 1
     return found
+
+
+def _conflicts(before: Step, step: Step) -> Iterator[tuple[Access, Access]]:
+    """Accesses to the same memory, of which at least one writes."""
+    for written in before.writes:
+        for access in (*step.reads, *step.writes):
+            if written.view.overlaps(access.view):
+                yield written, access
+    for read in before.reads:
+        for access in step.writes:
+            if read.view.overlaps(access.view):
+                yield read, access
 
 
 def _same_pieces(before: Step, a: View, step: Step, b: View) -> bool:

@@ -17,6 +17,5 @@ from dnn.functional.losses import *  # noqa: F403
 from dnn.functional.metrics import *  # noqa: F403
 from dnn.functional.precision import *  # noqa: F403
 from dnn.functional.special import *  # noqa: F403
-from dnn.functional.updates import *  # noqa: F403
 
 __all__ = [name for name, value in globals().items() if getattr(value, "__module__", "").startswith("dnn.functional.")]

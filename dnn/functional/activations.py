@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnn.backends import Array
-from dnn.functional.special import erf
+from dnn.functional.special import normal_cdf
 
 LEAKY_SLOPE = 0.01
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -106,17 +106,17 @@ def sigmoid_backward(xp: Any, dA: Array, A: Array) -> Array:
 
 
 def gelu(xp: Any, Z: Array) -> Array:
-    """A = Z Φ(Z) with Φ the standard normal distribution, exact: Φ(z) = (1 + erf(z / √2)) / 2.
+    """A = Z Φ(Z) with Φ the standard normal distribution, exact: not the tanh approximation.
 
-    Hendrycks and Gimpel 2016, section 2; not the tanh approximation.
+    Hendrycks and Gimpel 2016, section 2.
     """
-    return Z * (0.5 + 0.5 * erf(xp, Z * math.sqrt(0.5)))
+    return Z * normal_cdf(xp, Z)
 
 
 def gelu_backward(xp: Any, dA: Array, Z: Array) -> Array:
     """dZ = dA (Φ(Z) + Z φ(Z)) with φ(z) = exp(−z²/2) / √(2π)."""
     density = xp.exp(-0.5 * (Z * Z)) * (1 / math.sqrt(2 * math.pi))
-    return dA * (0.5 + 0.5 * erf(xp, Z * math.sqrt(0.5)) + Z * density)
+    return dA * (normal_cdf(xp, Z) + Z * density)
 
 
 def gelu_tanh(xp: Any, Z: Array) -> Array:

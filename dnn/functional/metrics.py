@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -301,3 +303,52 @@ def _steps(xp: Any, v: Array, w: Array, V: Array, W: Array, first: Array, last: 
     positives = xp.take(V, last)
     precision = _ratio(xp, positives, positives + xp.take(W, last), 0.0)
     return _ratio(xp, xp.sum(v * precision), xp.sum(v), 0.0)
+
+
+# ----------------------------------------------------------------------------------------- by name
+
+CLASSIFYING = ("sigmoid", "softmax")
+OUTPUTS = (*CLASSIFYING, "linear")
+
+
+@dataclass(frozen=True)
+class NamedMetric:
+    """A function of this file, or of the user, and what is known of it: `dnn.metrics.ExactMetric`."""
+
+    name: str
+    function: Callable[..., Any]
+    outputs: tuple[str, ...] = OUTPUTS
+    greater_is_better: bool | None = None
+
+    def __call__(self, xp: Any, P: Array, Y: Array, weights: Array | None = None) -> Array:
+        return self.function(xp, P, Y, weights)
+
+
+METRICS: dict[str, NamedMetric] = {
+    metric.name: metric
+    for metric in (
+        NamedMetric("accuracy", accuracy, CLASSIFYING, True),
+        NamedMetric("balanced_accuracy", balanced_accuracy, CLASSIFYING, True),
+        NamedMetric("top_k", top_k_accuracy, ("softmax",), True),
+        *(
+            NamedMetric(name + suffix, partial(function, average=average), CLASSIFYING, True)
+            for name, function in [
+                ("precision", precision_score),
+                ("recall", recall_score),
+                ("f1", f1_score),
+            ]
+            for suffix, average in [("", None), ("_macro", "macro"), ("_weighted", "weighted")]
+        ),
+        NamedMetric("roc_auc", roc_auc, CLASSIFYING, True),
+        NamedMetric("average_precision", average_precision, CLASSIFYING, True),
+        NamedMetric("log_loss", log_loss, CLASSIFYING, False),
+        NamedMetric("brier", brier_score, CLASSIFYING, False),
+        NamedMetric("calibration_error", calibration_error, CLASSIFYING, False),
+        NamedMetric("confusion_matrix", confusion_matrix, CLASSIFYING, None),
+        NamedMetric("rmse", root_mean_squared_error, ("linear",), False),
+        NamedMetric("mae", mean_absolute_error, ("linear",), False),
+        NamedMetric("r2", r2_score, ("linear",), True),
+        NamedMetric("pinball", pinball_loss, ("linear",), False),
+    )
+}
+"""By name. k of top_k is 5 and the quantile of pinball 1/2: dnn.TopK(k) and dnn.Pinball(quantile) have others."""

@@ -5,7 +5,18 @@ To add one: its mathematics and its class in a file here, or with its kin in one
 
 from __future__ import annotations
 
-from dnn.layers.base import LAYERS, Layer, Place, known_layer, layer_config, layer_from_config, walk, width_after  # noqa: F401
+from dnn.layers.base import (  # noqa: F401
+    LAYERS,
+    Layer,
+    Place,
+    known_layer,
+    layer_config,
+    layer_from_config,
+    learns,
+    needs_data,
+    walk,
+    width_after,
+)
 from dnn.layers.dense import *  # noqa: F403
 from dnn.layers.dropout import *  # noqa: F403
 from dnn.layers.embeddings import *  # noqa: F403

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from dnn.backends.plan import Plan, Value
+from dnn.parameters import numbered
 from dnn.schedules import SCHEDULES, Schedule
 
 Shape = tuple[int, ...]
@@ -29,7 +30,8 @@ class Layer:
     """A description: it holds no arrays, so one object may stand in several networks.
 
     A subclass has its settings as fields and `bind`, and says by `shapes` which parameters it has. Parameters are named
-    by the layer (W, gamma) and numbered within its `family`: the third dense layer has W3 and b3.
+    by the layer (W, gamma) and numbered within its `family`: the third dense layer has W3 and b3. No two layers of a
+    network may have one of the same name and number.
     """
 
     family: ClassVar[str] = "layer"
@@ -38,6 +40,10 @@ class Layer:
     children: ClassVar[tuple[Layer, ...]] = ()
     """The layers inside it, in the order in which they are bound."""
 
+    least_batch: ClassVar[int] = 1
+    """The fewest examples of a batch from which it can learn."""
+    takes_codes: ClassVar[bool] = False
+    """Whether features are codes of categories: then it has to be the first layer."""
     exact_input: ClassVar[bool] = False
     """Whether as the first layer it needs X as it is, not rounded to the 16 bits that a step may compute in. Its Y has
     the dtype of the place where it is bound."""
@@ -47,7 +53,7 @@ class Layer:
         return n_in
 
     def shapes(self, n_in: int) -> Mapping[str, Shape]:
-        """Its parameters. What is called W is a weight: it comes first, decays, and is penalized."""
+        """Its parameters. What is called W is a weight, a matrix: it comes first, decays, and is penalized."""
         return {}
 
     def state_shapes(self, n_in: int) -> Mapping[str, Shape]:
@@ -137,17 +143,17 @@ class Place:
 
     def parameter(self, name: str, member: int | None = None) -> Value:
         """A parameter; of one that has a part for each member, that part."""
-        return self._owner.parameter(f"{name}{self._number}", member)
+        return self._owner.parameter(numbered(name, self._number), member)
 
     def gradient(self, name: str, value: Value, member: int | None = None) -> None:
         """Leave the gradient of a parameter, of its shape."""
-        self._owner.gradient(f"{name}{self._number}", value, member)
+        self._owner.gradient(numbered(name, self._number), value, member)
 
     def state(self, name: str) -> Value:
-        return self._owner.state(f"{name}{self._number}")
+        return self._owner.state(numbered(name, self._number))
 
     def set_state(self, name: str, value: Value) -> None:
-        self._owner.set_state(f"{name}{self._number}", value)
+        self._owner.set_state(numbered(name, self._number), value)
 
     def factor(self, schedule: Schedule | None) -> Value | float:
         """What a schedule multiplies a setting by at this step: a scalar of the plan; 1 without a schedule."""
@@ -173,6 +179,16 @@ def walk(
         yield layer, numbers[layer.family], n_in, depth
         yield from walk(layer.children, n_in, numbers, depth + 1)
         n_in = layer.n_out(n_in)
+
+
+def needs_data(layer: Layer, n_in: int) -> bool:
+    """Whether it has to be the first layer: it learns from the examples, or takes codes."""
+    return layer.takes_codes or learns(layer, n_in)
+
+
+def learns(layer: Layer, n_in: int) -> bool:
+    """Whether it has state that is learned from the examples of the first fit."""
+    return type(layer).learn is not Layer.learn and bool(layer.state_shapes(n_in))
 
 
 def width_after(layers: Sequence[Layer], n_in: int) -> int:
@@ -208,10 +224,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Layer):
         return layer_config(value)
     if isinstance(value, Schedule):
-        return {"schedule": next(name for name, kind in SCHEDULES.items() if kind is type(value)), **asdict(value)}
+        names = [name for name, kind in SCHEDULES.items() if kind is type(value)]
+        if not names:
+            own = type(value).__name__
+            raise ValueError(f"a model file stores schedules by name: add {own} to dnn.schedules.SCHEDULES")
+        return {"schedule": names[0], **asdict(value)}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
-    assert not is_dataclass(value), value
+    if is_dataclass(value):
+        raise ValueError(f"a model file stores layers of numbers and names, got a setting {value!r:.100}")
     return value
 
 

@@ -51,8 +51,12 @@ class Dense(Layer):
         if self.activation is not None:
             check_choice("Dense: activation", self.activation, ACTIVATIONS)
         check_switch("Dense: bias", self.bias)
+        object.__setattr__(self, "bias", bool(self.bias))
         if self.initializer is not None:
-            check_initializer(self.initializer)
+            try:
+                check_initializer(self.initializer)
+            except ValueError as wrong:
+                raise ValueError(f"Dense: {wrong}") from None
 
     def n_out(self, n_in: int) -> int:
         return self.units

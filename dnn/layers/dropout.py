@@ -23,13 +23,19 @@ __all__ = ["AlphaDropout", "Dropout"]
 def keep_mask(xp: Any, step: Array, rate: Any, shape: tuple[int, int], seed: int, place: int) -> Array:
     """keep_ij with probability 1 − rate, from Philox keyed by the seed and the layer's place, counted by step.
 
-    A number of 32 random bits is compared with rate · 2³², rounded down.
+    Half of a word, 16 random bits, is compared with rate · 2¹⁶: `drop_rate` gives rates of which that is whole.
     """
-    if isinstance(rate, (int, float)):
-        threshold: Any = np.uint32(rate * 2.0**32)
-    else:
-        threshold = (rate * 2.0**32).astype(np.uint32)
-    return random_words(xp, *shape, seed, place, step, each=lambda words: words >= threshold)
+    threshold = np.uint32(rate * 2**32) if isinstance(rate, float) else (rate * 2.0**32).astype(np.uint32)
+    return random_words(
+        xp, *shape, seed, place, step, each=lambda word: [word >= threshold, word << 16 >= threshold], parts=2
+    )
+
+
+def drop_rate(xp: Any, rate: Any) -> Any:
+    """The nearest rate of 16 bits below 1: what is kept then has exactly the probability that it is divided by."""
+    if isinstance(rate, float):
+        return min(round(rate * 2**16), 2**16 - 1) / 2**16
+    return xp.minimum(xp.floor(rate * 2.0**16 + 0.5), 2.0**16 - 1) * 2.0**-16
 
 
 def dropout(xp: Any, X: Array, keep: Array, rate: Any) -> Array:
@@ -68,10 +74,14 @@ class _Random(Layer):
         if not 0 <= self.rate < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {self.rate!r}")
         object.__setattr__(self, "rate", float(self.rate))
-        object.__setattr__(self, "schedule", checked_schedule(self.schedule))
+        schedule = checked_schedule(self.schedule)
+        if schedule is not None and schedule.on_host:
+            name = type(schedule).__name__
+            raise ValueError(f"{type(self).__name__}: schedule must be one of the progress, not of results as {name}")
+        object.__setattr__(self, "schedule", schedule)
 
     def _mask(self, at: Place, X: Value) -> tuple[Value, Value | float]:
-        rate: Any = at.factor(self.schedule) * self.rate  # type: ignore[operator]
+        rate: Any = at.call(drop_rate, at.factor(self.schedule) * self.rate)  # type: ignore[operator]
         seed, place, step = at.random_key()
         return at.call(keep_mask, step, rate, shape=X.shape, seed=seed, place=place), rate
 

@@ -131,7 +131,8 @@ class NumericalEmbedding(Layer):
         if self.kind == "periodic":
             return {}
         # equal quantiles (of a number with few values) leave bins of no width, which have no features
-        edges = np.quantile(X.astype(np.float64), np.linspace(0, 1, self.size + 1), axis=0).T
+        levels = np.linspace(0, 1, self.size + 1)
+        edges = np.stack([np.quantile(x.astype(np.float64), levels) for x in X.T])  # in memory one feature at a time
         widths = np.diff(edges, axis=1)
         widths[:, 0] = np.where((widths == 0).all(axis=1), 1, widths[:, 0])  # a constant: how far it is from that
         return {"edges": edges[:, :-1], "widths": widths}
@@ -187,7 +188,7 @@ class CategoricalEmbedding(Layer):
     """
 
     family = "categories"
-    exact_input = True
+    exact_input = takes_codes = True
     columns: Sequence[int]
     categories: Sequence[int]
     size: int = 8
@@ -215,7 +216,7 @@ class CategoricalEmbedding(Layer):
         return n_in + len(self.columns) * (self.size - 1)
 
     def shapes(self, n_in: int) -> Mapping[str, Shape]:
-        return {f"E{column}_": (1 + n, self.size) for column, n in zip(self.columns, self.categories, strict=True)}
+        return {f"E_{column}": (1 + n, self.size) for column, n in zip(self.columns, self.categories, strict=True)}
 
     def initial(self, name: str, shape: Shape, draw: Draw) -> np.ndarray:
         return draw("lecun_normal", shape) * np.sqrt(shape[1]) * 0.1
@@ -223,7 +224,7 @@ class CategoricalEmbedding(Layer):
     def bind(self, at: Place, X: Value) -> tuple[Value, Backward]:
         n = X.shape[1]
         others = [j for j in range(n) if j not in self.columns]
-        tables = {column: at.parameter(f"E{column}_") for column in self.columns}
+        tables = {column: at.parameter(f"E_{column}") for column in self.columns}
         codes = {column: at.call(_columns, X, columns=(column,), dtype=X.dtype) for column in self.columns}
         parts = [at.call(_columns, X, columns=tuple(others), dtype=at.dtype)] if others else []
         parts += [at.call(embedding, codes[column], E) for column, E in tables.items()]
@@ -232,7 +233,7 @@ class CategoricalEmbedding(Layer):
             start = len(others)
             for column, E in tables.items():
                 dE = at.call(_embedding_backward, dY, codes[column], E, first=start, last=start + self.size)
-                at.gradient(f"E{column}_", dE)
+                at.gradient(f"E_{column}", dE)
                 start += self.size
             return at.call(_back_in_place, dY, columns=tuple(others), n=n)
 

@@ -56,9 +56,9 @@ def ensemble_backward(
 
 @dataclass(frozen=True)
 class EnsembleDense(Layer):
-    """A dense layer that the members share, with factors of their own on its inputs and outputs, and own biases,
-    whatever it has itself.
+    """A dense layer that the members share, with factors of their own on its inputs and outputs, and own biases.
 
+    Biases are always present, whatever `Dense.bias` says.
     R and S begin as ones, in the first layer R as random signs: what tells the members apart.
     """
 

@@ -58,8 +58,8 @@ def running(xp: Any, old: Array, new: Array, momentum: float) -> Array:
 
 
 def running_variance(xp: Any, old: Array, variance: Array, momentum: float, m: int) -> Array:
-    """Likewise of the variance, without the bias of a batch of m: times m / (m − 1); of one example as it is."""
-    return running(xp, old, variance * (m / max(m - 1, 1)), momentum)
+    """Likewise of the variance, without the bias of a batch of m: times m / (m − 1)."""
+    return running(xp, old, variance * (m / (m - 1)), momentum)
 
 
 def layer_norm(xp: Any, X: Array, gamma: Array, beta: Array, eps: float) -> Array:
@@ -127,9 +127,11 @@ class BatchNorm(_Norm):
     """Y = γ (X − μ) / √(σ² + ε) + β with the mean and variance of each feature over the batch (Ioffe and Szegedy 2015).
 
     Evaluations and predictions use running averages: running ← momentum · running + (1 − momentum) · batch, of the
-    variance without bias (m − 1). The defaults give PyTorch's.
+    variance without bias (m − 1). The defaults give PyTorch's. A batch of one example, which has no variance, leaves
+    them as they are.
     """
 
+    least_batch = 2
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
@@ -147,8 +149,9 @@ class BatchNorm(_Norm):
         if at.training:
             m, momentum, before = X.shape[0], self.momentum, (mean, variance)
             mean, variance = at.call(batch_statistics, X)
-            at.set_state("mean", at.call(running, before[0], mean, momentum=momentum))
-            at.set_state("variance", at.call(running_variance, before[1], variance, momentum=momentum, m=m))
+            if m > 1:
+                at.set_state("mean", at.call(running, before[0], mean, momentum=momentum))
+                at.set_state("variance", at.call(running_variance, before[1], variance, momentum=momentum, m=m))
         Y = at.call(batch_norm, X, mean, variance, gamma, beta, eps=self.eps)
 
         def backward(dY: Value) -> Value:

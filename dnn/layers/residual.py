@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dnn import functional
 from dnn.backends.plan import Value
-from dnn.layers.base import Backward, Layer, Place, known_layer, walk, width_after
+from dnn.layers.base import Backward, Layer, Place, known_layer, needs_data, walk, width_after
 
 __all__ = ["Residual"]
 
@@ -22,7 +22,7 @@ class Residual(Layer):
 
     def __post_init__(self) -> None:
         layers = self.layers
-        if isinstance(layers, Layer) or not all(isinstance(layer, Layer) for layer in layers) or not layers:
+        if not isinstance(layers, Sequence) or not layers or not all(isinstance(layer, Layer) for layer in layers):
             raise TypeError(f"Residual: layers must be a list of layers, got {layers!r}")
         object.__setattr__(self, "layers", tuple(layers))
 
@@ -32,8 +32,9 @@ class Residual(Layer):
 
     def n_out(self, n_in: int) -> int:
         for layer, _, n, _ in walk(self.layers, n_in):
-            if type(layer).learn is not Layer.learn and layer.state_shapes(n):
-                raise ValueError(f"Residual: {type(layer).__name__} learns from the data: put it first in the network")
+            if needs_data(layer, n):
+                name = type(layer).__name__
+                raise ValueError(f"Residual: {name} needs the data as it is: put it first in the network")
         n_out = width_after(self.layers, n_in)
         if n_out != n_in:
             raise ValueError(f"Residual: its layers give {n_out} outputs for {n_in} inputs: they must be as many")
