@@ -16,6 +16,7 @@ from dnn.data import open_dataset
 from dnn.gradient_check import GradientCheck, gradient_check
 from dnn.layers import *  # noqa: F403
 from dnn.losses import *  # noqa: F403
+from dnn.metrics import Pinball, TopK
 from dnn.model_file import load
 from dnn.network import Network
 from dnn.optimizers import *  # noqa: F403
@@ -30,7 +31,9 @@ __all__ = [
     "GradientCheck",
     "History",
     "Network",
+    "Pinball",
     "RangeTest",
+    "TopK",
     "__version__",
     "errors",
     "gradient_check",

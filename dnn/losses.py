@@ -29,8 +29,6 @@ from dnn.errors import DataError, check_number, check_whole
 from dnn.functional.losses import LOSSES
 
 __all__ = [
-    "BUILT_IN",
-    "LOSSES",
     "AbsoluteError",
     "Focal",
     "GaussianNLL",
@@ -41,12 +39,7 @@ __all__ = [
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
     "SquaredError",
-    "checked_loss",
-    "loss_config",
-    "loss_from_config",
-    "outputs_per_target",
     "register_loss",
-    "suits",
 ]
 
 

@@ -5,4 +5,4 @@ set -euo pipefail
 prepare test
 
 cd "$root"
-exec "$python" -m pytest --numprocesses=auto --maxprocesses=4 "$@"
+exec "$python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"

@@ -24,4 +24,4 @@ from dnn.layers.normalization import *  # noqa: F403
 from dnn.layers.normalization import NORMS  # noqa: F401
 from dnn.layers.residual import *  # noqa: F403
 
-__all__ = ["Layer", *LAYERS]
+__all__ = ["Layer", "known_layer", *LAYERS]
