@@ -23,7 +23,6 @@ from dnn.state import TrainingState
 from dnn.step import Order
 from dnn.updating import Updating, keeps_of
 
-GENERATOR = np.random.default_rng(5)
 SIZES = [4, 5, 3, 2]
 OPTIMISTS = {name: kind() for name, kind in OPTIMIZERS.items()}
 
@@ -238,7 +237,8 @@ def test_l2_and_clipping_are_pytorchs(backend: Backend):
 def test_a_moving_average_is_pytorchs(backend: Backend):
     torch = torch_or_skip()
     network = dnn.Network([3, 4, 2], output="softmax", dtype="float64", backend=backend.name)
-    X, Y = GENERATOR.standard_normal((12, 3)), GENERATOR.integers(0, 2, 12)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((12, 3)), generator.integers(0, 2, 12)
     model = torch.nn.ParameterDict(
         {n: torch.tensor(network.backend.to_numpy(v)) for n, v in network.parameters.items()}
     )
@@ -278,7 +278,8 @@ def test_the_bound_is_each_units_own(backend: Backend):
 
 @pytest.mark.parametrize("shared", [None, "tabm"])
 def test_members_are_regularised_each_for_itself(shared):
-    X, Y = GENERATOR.standard_normal((20, 4)), GENERATOR.integers(0, 2, 20)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((20, 4)), generator.integers(0, 2, 20)
     network = dnn.Network([4, 6, 2], output="softmax", members=3, shared=shared)
     network.fit(X, Y, epochs=2, l1=0.01, l2=0.1, clip_norm=1.0, max_norm=0.5, moving_average=0.5, accumulate=2)
     assert np.isfinite(network.predict_proba(X)).all()
@@ -289,7 +290,8 @@ def test_members_are_regularised_each_for_itself(shared):
 
 
 def test_the_reported_loss_leaves_out_penalties(backend: Backend):
-    X, Y = GENERATOR.standard_normal((8, 3)), GENERATOR.integers(0, 2, 8)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((8, 3)), generator.integers(0, 2, 8)
     network = dnn.Network([3, 4, 2], output="softmax", dtype="float64", backend=backend.name)
     expected = network.evaluate(X, Y)["loss"]
     history = network.fit(X, Y, epochs=1, l1=10.0, l2=10.0)
@@ -317,7 +319,8 @@ def test_factors_of_parameters_that_there_are_not_are_refused():
 @covering("m, optimizer, weighted", [24, 22, 26], [dnn.SGD(0.2), dnn.Adam(0.05)], [False, True], times=2, ids=str)
 def test_batches_that_make_one_update_equal_one_large_batch(weighted, optimizer, m, backend: Backend):
     """Of 26 examples in batches of 4, three to an update, the last update is of one batch of 2."""
-    X, Y = GENERATOR.standard_normal((m, 3)), GENERATOR.integers(0, 3, m)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((m, 3)), generator.integers(0, 3, m)
     beside = {"l2": 0.1, "clip_norm": 0.5}
     if weighted:
         beside |= {"sample_weight": np.random.default_rng(1).uniform(0, 2, m), "class_weight": "balanced"}
@@ -334,7 +337,8 @@ def test_batches_that_make_one_update_equal_one_large_batch(weighted, optimizer,
 
 @covering("weighted, backend", [False, True], BACKENDS, indirect=["backend"])
 def test_everything_at_once_works_in_float32(weighted, backend: Backend):
-    X, Y = GENERATOR.standard_normal((26, 3)), GENERATOR.integers(0, 3, 26)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((26, 3)), generator.integers(0, 3, 26)
     beside = SETTINGS["all"] | ({"sample_weight": np.arange(26), "class_weight": "balanced"} if weighted else {})
     found = []
     for dtype, name in (("float32", backend.name), ("float64", "numpy")):
@@ -346,7 +350,8 @@ def test_everything_at_once_works_in_float32(weighted, backend: Backend):
 
 
 def test_sums_over_batches_do_not_reach_over_epochs():
-    X, Y = GENERATOR.standard_normal((10, 3)), GENERATOR.integers(0, 2, 10)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((10, 3)), generator.integers(0, 2, 10)
     many, whole = (dnn.Network([3, 4, 2], output="softmax", dtype="float64") for _ in range(2))
     many.fit(X, Y, epochs=4, batch_size=3, accumulate=100, optimizer=dnn.SGD(0.1))
     whole.fit(X, Y, epochs=4, batch_size=10, optimizer=dnn.SGD(0.1))
@@ -380,8 +385,9 @@ def test_a_gradient_that_overflows_changes_nothing(name, beside):
 
 def test_a_gradient_that_overflows_in_the_first_batch_of_an_update_changes_nothing(monkeypatch):
     """The sum over batches has it; the update leaves θ and the next sum is a new one."""
-    X = GENERATOR.standard_normal((16, 4)).astype(np.float32)
-    Y = GENERATOR.integers(0, 2, 16)
+    generator = np.random.default_rng(1)
+    X = generator.standard_normal((16, 4)).astype(np.float32)
+    Y = generator.integers(0, 2, 16)
     network = dnn.Network([4, 5, 2], output="softmax", backend="standin")
     before: list[bytes] = []
     scales: list[float] = []
@@ -402,7 +408,8 @@ def test_a_gradient_that_overflows_in_the_first_batch_of_an_update_changes_nothi
 
 
 def test_sums_over_batches_in_16_bits_are_those_of_one_large_batch():
-    X, Y = GENERATOR.standard_normal((24, 4)), GENERATOR.integers(0, 2, 24)
+    generator = np.random.default_rng(5)
+    X, Y = generator.standard_normal((24, 4)), generator.integers(0, 2, 24)
     found = []
     for batch_size, accumulate in ((4, 3), (12, 1)):
         network = dnn.Network([4, 5, 2], output="softmax", backend="standin")
