@@ -36,8 +36,9 @@ from dnn.inference import check_finite
 from dnn.initializers import COURSE, INITIALIZERS
 from dnn.layers import layer_config, layer_from_config
 from dnn.losses import BUILT_IN, loss_config, loss_from_config
-from dnn.network import Network, sizes_of
+from dnn.network import Network
 from dnn.parameters import kind_of
+from dnn.specification import sizes_of
 
 FORMAT = "dnn model"
 FORMAT_VERSION = 2

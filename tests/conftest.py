@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import standin  # noqa: F401  (registers itself)
 
@@ -40,6 +42,20 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
             pytest.fail(f"DNN_REQUIRE_BACKENDS asks for it: {error}")
         pytest.skip(str(error))
     yield found
+
+
+_BEFORE: dict[str, Any] = {}
+"""The state of a test file's generator of random numbers before its first test, by file."""
+
+
+@pytest.fixture(autouse=True)
+def same_data(request: pytest.FixtureRequest) -> None:
+    """A test's random data does not depend on which tests have run before it in this process."""
+    for name in ("RNG", "GENERATOR"):
+        generator = getattr(request.module, name, None)
+        if isinstance(generator, np.random.Generator):
+            bits: Any = generator.bit_generator
+            bits.state = _BEFORE.setdefault(request.module.__name__, bits.state)
 
 
 FORMS = ["block", "grid", "launches", "operation by operation"]

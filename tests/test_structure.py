@@ -33,6 +33,7 @@ LAYERS = [
     {"dnn.functional", "dnn.parameters", "dnn.initializers"},
     {"dnn.activations", "dnn.losses", "dnn.metrics", "dnn.optimizers", "dnn.precision", "dnn.schedules"},
     {"dnn.heads", "dnn.state", "dnn.layers", "dnn.callbacks"},
+    {"dnn.specification"},
     {"dnn.network"},
     {"dnn.data", "dnn.updating"},
     {"dnn.step", "dnn.settings", "dnn.interrupt", "dnn.progress"},

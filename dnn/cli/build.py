@@ -17,9 +17,10 @@ from dnn.layers import NumericalEmbedding
 from dnn.layers.embeddings import KINDS
 from dnn.losses import BUILT_IN, checked_loss, outputs_per_target
 from dnn.metrics import Pinball, TopK
-from dnn.network import Network, specified
+from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, checked_optimizer
 from dnn.schedules import SCHEDULES, checked_schedule
+from dnn.specification import specified
 
 # ------------------------------------------------------------------------------------------ texts
 

@@ -17,7 +17,8 @@ from dnn.data.scaling import Scaling
 from dnn.data.sources import Rows, as_array, is_device_array, read
 from dnn.errors import DataError
 from dnn.layers import Dense
-from dnn.network import Network, in_words
+from dnn.network import Network
+from dnn.specification import in_words
 
 CHUNK = 4_000_000
 """Numbers converted at a time, so that conversion needs no second copy of the data."""
