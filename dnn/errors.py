@@ -1,7 +1,7 @@
 """The exceptions of this package. Invalid settings raise ValueError or TypeError."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -83,11 +83,30 @@ def check_finite_number(name: str, value: Any) -> float:
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise ValueError, with the nearest choice, unless the setting is one of them."""
-    import difflib
-
     known = list(choices)
     if isinstance(value, str) and value in known:
         return
-    near = difflib.get_close_matches(value.lower(), known, 1, 0.5) if isinstance(value, str) else []
-    hint = f": did you mean {near[0]}?" if near else ""
+    near = nearest(value.lower(), known, 0.5) if isinstance(value, str) else None
+    hint = f": did you mean {near}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+
+
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like this one; None where none is, or this is no name."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), 1, cutoff) if isinstance(name, str) else []
+    return found[0] if found else None
+
+
+def configuration(what: str, given: Any, kind: type, known: Mapping[str, Any], example: str, also: str = "") -> Any:
+    """A configuration of this kind, or the one of that name with its defaults; ValueError names what there is."""
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, str) and given in known:
+        return known[given]()
+    near = nearest(given.lower(), known) if isinstance(given, str) else None
+    hint = f": did you mean {near!r}?" if near else ""
+    raise ValueError(
+        f"{what} must be {also}one of {', '.join(known)} or a configuration such as {example}, got {given!r}{hint}"
+    )

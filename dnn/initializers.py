@@ -20,13 +20,14 @@ The last bits of `orthogonal` are also those of the LAPACK that NumPy uses; the 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from dnn.errors import nearest
 
 Generator = np.random.Generator | np.random.RandomState
 
@@ -59,8 +60,8 @@ def check_initializer(initializer: Any) -> None:
         raise ValueError(f"initializer must be finite where it is a number, got {initializer!r}")
     if isinstance(initializer, str) and initializer in INITIALIZERS:
         return
-    near = difflib.get_close_matches(initializer, INITIALIZERS, n=1) if isinstance(initializer, str) else []
-    hint = f": did you mean {near[0]}?" if near else ""
+    near = nearest(initializer, INITIALIZERS)
+    hint = f": did you mean {near}?" if near else ""
     raise ValueError(
         f"initializer must be one of {', '.join(INITIALIZERS)} or a finite number, got {initializer!r}{hint}"
     )

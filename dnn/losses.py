@@ -25,7 +25,7 @@ import numpy as np
 
 from dnn import functional
 from dnn.backends import Array
-from dnn.errors import DataError, check_number, check_whole
+from dnn.errors import DataError, check_number, check_whole, nearest
 from dnn.functional.losses import LOSSES
 
 __all__ = [
@@ -393,7 +393,5 @@ def _for_json(value: Any) -> Any:
 
 
 def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f": did you mean {near!r}?" if near else ""

@@ -6,7 +6,6 @@ ranks them, or divides by counts of them, is no sum over batches.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from dnn import functional
 from dnn.backends import Array
-from dnn.errors import check_number, check_whole
+from dnn.errors import check_number, check_whole, nearest
 from dnn.functional.metrics import METRICS, NamedMetric
 
 
@@ -152,8 +151,8 @@ def _found(metric: Any, output: str) -> ExactMetric:
     if isinstance(metric, str):
         if metric in METRICS:
             return METRICS[metric]
-        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
-        meant = f", did you mean {near[0]!r}?" if near else ":"
+        near = nearest(metric, METRICS, 0.5)
+        meant = f", did you mean {near!r}?" if near else ":"
         raise ValueError(f"there is no metric {metric!r}{meant} {_suitable(output)}")
     if isinstance(metric, (NamedMetric, TopK, Pinball)):
         return metric

@@ -6,7 +6,6 @@ settings and `update`, and its line in the table at the end.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dnn.backends import Array
-from dnn.errors import check_number, check_rounded, check_whole
+from dnn.errors import check_number, check_rounded, check_whole, configuration
 from dnn.parameters import is_weight, kind_of
 
 Factor = float | tuple[float, float]
@@ -407,18 +406,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 def checked_optimizer(optimizer: Optimizer | str) -> Optimizer:
     """The optimizer, or the one of that name with its defaults; ValueError names what there is, and the closest."""
-    if isinstance(optimizer, Optimizer):
-        return optimizer
-    near: list[str] = []
-    if isinstance(optimizer, str):
-        if optimizer in OPTIMIZERS:
-            return OPTIMIZERS[optimizer]()
-        near = difflib.get_close_matches(optimizer.lower(), OPTIMIZERS, 1)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"optimizer must be one of {', '.join(OPTIMIZERS)} or a configuration such as dnn.Adam(1e-3), "
-        f"got {optimizer!r}{hint}"
-    )
+    found: Optimizer = configuration("optimizer", optimizer, Optimizer, OPTIMIZERS, "dnn.Adam(1e-3)")
+    return found
 
 
 __all__ = ["Optimizer", *(kind.__name__ for kind in OPTIMIZERS.values())]

@@ -6,13 +6,12 @@ a weight decay or a dropout rate. To add one: a dataclass with its settings and 
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
-from dnn.errors import check_number, check_switch, check_whole
+from dnn.errors import check_number, check_switch, check_whole, configuration
 from dnn.functional import schedules as functional
 
 _WHOLE, _TEXT, _SWITCH = ("cycles", "patience"), ("monitor",), ("maximize",)
@@ -324,18 +323,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 def checked_schedule(schedule: Schedule | str | None) -> Schedule | None:
     """The schedule, or the one of that name with its defaults; ValueError names what there is, and the closest."""
-    if schedule is None or isinstance(schedule, Schedule):
-        return schedule
-    near: list[str] = []
-    if isinstance(schedule, str):
-        if schedule in SCHEDULES:
-            return SCHEDULES[schedule]()
-        near = difflib.get_close_matches(schedule.lower(), SCHEDULES, 1)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"schedule must be None, one of {', '.join(SCHEDULES)} or a configuration such as dnn.Cosine(warmup=1), "
-        f"got {schedule!r}{hint}"
-    )
+    if schedule is None:
+        return None
+    found: Schedule = configuration("schedule", schedule, Schedule, SCHEDULES, "dnn.Cosine(warmup=1)", also="None, ")
+    return found
 
 
 __all__ = ["Schedule", *(kind.__name__ for kind in SCHEDULES.values())]

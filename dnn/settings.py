@@ -8,7 +8,15 @@ from typing import Any
 
 from dnn.callbacks import EarlyStopping, checked_callbacks, checked_early_stopping
 from dnn.data.weights import check_class_weight
-from dnn.errors import check_at_least, check_choice, check_finite_number, check_number, check_switch, check_whole
+from dnn.errors import (
+    check_at_least,
+    check_choice,
+    check_finite_number,
+    check_number,
+    check_switch,
+    check_whole,
+    nearest,
+)
 from dnn.optimizers import Adam, Optimizer, checked_optimizer
 from dnn.schedules import Schedule, checked_schedule
 from dnn.updating import Updating
@@ -142,14 +150,12 @@ class FitSettings:
         known = [item.name for item in fields(cls)]
         for name in settings:
             if name not in known:
-                import difflib
-
                 if name in ("learning_rate", "lr", "momentum", "beta1", "beta2", "eps", "weight_decay"):
                     raise TypeError(
                         f"fit has no setting {name!r}: it is the optimizer's, as in optimizer=dnn.Adam(1e-3)"
                     )
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f": did you mean {near[0]}?" if near else f": choose from {', '.join(known)}"
+                near = nearest(name, known)
+                hint = f": did you mean {near}?" if near else f": choose from {', '.join(known)}"
                 raise TypeError(f"fit has no setting {name!r}{hint}")
         return cls(**settings)
 

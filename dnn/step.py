@@ -27,12 +27,12 @@ from dnn.backends.plan import Buffer, Plan, Value
 from dnn.backends.plan.graph import View
 from dnn.data import Examples
 from dnn.heads import HEADS
-from dnn.layers.base import Backward, Binding
+from dnn.layers.base import Backward, Binding, cast, joined, part_of_rows
 from dnn.network import Network
 from dnn.optimizers import SGD, Optimizer
 from dnn.precision import compute_dtype
 from dnn.schedules import Schedule
-from dnn.updating import Updating
+from dnn.updating import Updating, plus, scaled
 
 PREDICT, EVALUATE, GRADIENTS, ACCUMULATE, TRAIN = "predict", "evaluate", "gradients", "accumulate", "train"
 """How far a step goes: to P; to P, loss and metric; to the gradients; to their sum over batches; to the update."""
@@ -101,7 +101,7 @@ class Step:
             )
             self._buffers, batch = load(plan, examples, rows, loading, dtype)
             self._compute(batch, precision)
-            plan.call(_sum, position, batch_size, into=position)  # last: what reads it comes before
+            plan.call(plus, position, batch_size, into=position)  # last: what reads it comes before
 
     # ----------------------------------------------------------------------------------- the plan
 
@@ -142,14 +142,14 @@ class Step:
         assert grad is not None
         gradient = plan.call(loss.gradient, logits, Y_loss)
         if weight is None:
-            dZ = plan.call(_scaled, gradient, factor=network.copies / losses.size)
+            dZ = plan.call(scaled, gradient, factor=network.copies / losses.size)
         else:
             dZ = plan.call(weighted_gradient, gradient, weight, losses_shape=losses.shape, copies=network.copies)
         state = self._state or {}
         loss_scale = plan.array("loss_scale", state["loss_scale"]) if precision == "float16" and state else None
         if loss_scale is not None:
-            dZ = plan.call(_scaled, dZ, loss_scale)
-        self._backward(plan.call(_cast, dZ, dtype=self._dtype), backward, grad)
+            dZ = plan.call(scaled, dZ, loss_scale)
+        self._backward(plan.call(cast, dZ, dtype=self._dtype), backward, grad)
         examples: Value | int = self.batch_size
         if weight is not None:
             examples = plan.call(_weight_of, weight)
@@ -159,14 +159,13 @@ class Step:
             kept = updating.accumulate(plan, network, state, grad, examples, loss_scale, self._new_state)
         else:
             assert self._updating is not None
-            kept = updating.update(
-                plan, network, self._updating, state, theta, weights, grad, examples, loss_scale, self._new_state
-            )
+            made = updating.Update(plan, network, self._updating, state, theta, weights, loss_scale)
+            kept = made.build(grad, examples, self._new_state)
         for name, new in kept.items():
             plan.store(self._state_part(name), new)
         if "steps" in state:
             steps = updating.plan_array(plan, "steps", state["steps"], weak=False)
-            plan.call(_sum, steps, 1, into=steps)
+            plan.call(plus, steps, 1, into=steps)
 
     def _buffer(self, name: str, shape: tuple[int, ...] | int, dtype: Any, keeps: bool = True) -> Buffer:
         self._buffers[name] = buffer = self.plan.buffer(name, shape, dtype, keeps=keeps)
@@ -184,7 +183,7 @@ class Step:
             assert self._state is not None
             return plan.array("weights", self._state["weights"])
         weights = plan.buffer("weights", theta.shape, self._dtype, keeps=False)
-        plan.call(_cast, theta, into=weights, dtype=self._dtype)
+        plan.call(cast, theta, into=weights, dtype=self._dtype)
         return weights
 
     def _forward(self, X: Value, weights: Buffer, grad: Buffer | None) -> tuple[Value, Backward]:
@@ -198,18 +197,18 @@ class Step:
             own = X
             if copies > 1 and self._each_own:
                 m = X.shape[0] // copies
-                own = plan.call(_rows, X, first=copy * m, last=(copy + 1) * m)
+                own = plan.call(part_of_rows, X, first=copy * m, last=(copy + 1) * m)
             found.append(Binding(_Owner(self, weights, grad, copy)).bind(network.stack, own))
         logits = [Z for Z, _ in found]
-        Z = plan.call(_stacked, *logits) if copies > 1 else logits[0]
+        Z = plan.call(joined, *logits, axis=0) if copies > 1 else logits[0]
 
         def backward(dZ: Value) -> Value:
             m = dZ.shape[0] // copies
             for copy, (_, of_copy) in enumerate(found):
-                of_copy(plan.call(_rows, dZ, first=copy * m, last=(copy + 1) * m) if copies > 1 else dZ)
+                of_copy(plan.call(part_of_rows, dZ, first=copy * m, last=(copy + 1) * m) if copies > 1 else dZ)
             return dZ
 
-        return plan.call(_cast, Z, dtype=network.dtype), backward
+        return plan.call(cast, Z, dtype=network.dtype), backward
 
     def _state_part(self, name: str) -> View:
         assert self._layer_state is not None
@@ -225,7 +224,7 @@ class Step:
         if "target_factor" in network.statistics:
             # in float64: the square of a unit may be beyond float32
             factor = self.plan.array("target_factor", self._backend.asarray(network.statistics["target_factor"]))
-            P, Y = (self.plan.call(_scaled, self.plan.call(_cast, a, dtype=np.float64), factor) for a in (P, Y))
+            P, Y = (self.plan.call(scaled, self.plan.call(cast, a, dtype=np.float64), factor) for a in (P, Y))
         return self.plan.call(HEADS[network.output].metric.measure, P, Y)
 
     def _accumulate(self, losses: Value, measured: Value, weight: Value | None, counted: Value | None) -> None:
@@ -241,13 +240,13 @@ class Step:
             # the metric is of a sum over outputs and a mean over members: so is what it is divided by
             outputs = measured.shape[1] * (self._network.members if self.goal != EVALUATE else 1)
             if outputs > 1:
-                examples = plan.call(_scaled, examples, 1 / outputs)
+                examples = plan.call(scaled, examples, 1 / outputs)
             sums = [total, metric, weights, examples]
         self._keep("loss", mean)
         totals = self._buffer("totals", len(sums), np.float64)
         for place, value in enumerate(sums):
             part = totals.part(place, (1,))
-            plan.call(_sum, part, value, into=part)
+            plan.call(plus, part, value, into=part)
 
     def _backward(self, dZ: Value, backward: Backward, grad: Buffer) -> None:
         """The gradients of every layer. The first layer's dX becomes no part of the plan: nothing reads it."""
@@ -369,28 +368,8 @@ def _converted(xp: Any, X: Array, scale: Any, dtype: Any) -> Array:
     return (X if scale is None else X.astype(scale.dtype) * scale).astype(dtype)
 
 
-def _cast(xp: Any, a: Array, dtype: Any) -> Array:
-    return a.astype(dtype)
-
-
-def _scaled(xp: Any, a: Array, factor: Any) -> Array:
-    return a * factor
-
-
-def _sum(xp: Any, a: Array, b: Array) -> Array:
-    return a + b
-
-
 def _total(xp: Any, a: Array) -> Array:
     return xp.sum(a, dtype=np.float64).reshape(1)
-
-
-def _rows(xp: Any, a: Array, first: int, last: int) -> Array:
-    return a[first:last]
-
-
-def _stacked(xp: Any, *parts: Array) -> Array:
-    return xp.concatenate(parts, axis=0)
 
 
 def tiled(xp: Any, a: Array, k: int) -> Array:

@@ -20,6 +20,7 @@ from dnn.backends import Array
 from dnn.backends.plan import Buffer, Plan, Value
 from dnn.backends.plan.graph import View
 from dnn.layers import walk
+from dnn.layers.base import cast
 from dnn.network import Network
 from dnn.optimizers import Optimizer
 from dnn.parameters import is_weight
@@ -57,13 +58,13 @@ class Group:
     last: int
     rate: float
     decay: float
-    is_weight: bool
+    penalized: bool
     matrices: list[tuple[str, int | None]] = field(default_factory=list)
     """Its parameters, with their members, where each is updated as a matrix."""
 
     def alike(self, other: Group) -> bool:
         """Whether both can be one group."""
-        same = (self.rate, self.decay, self.is_weight) == (other.rate, other.decay, other.is_weight)
+        same = (self.rate, self.decay, self.penalized) == (other.rate, other.decay, other.penalized)
         return same and not self.matrices and not other.matrices
 
 
@@ -86,27 +87,9 @@ def groups_of(network: Network, updating: Updating) -> list[Group]:
     return found
 
 
-def update(
-    plan: Plan,
-    network: Network,
-    updating: Updating,
-    state: Mapping[str, Array],
-    theta: Buffer,
-    weights: Buffer,
-    grad: Buffer,
-    examples: Value | int,
-    loss_scale: Buffer | None,
-    layer_state: Mapping[str, tuple[Value, Value]],
-) -> dict[str, Value]:
-    """Store the new theta and state. `examples`: how many the gradients are the mean of.
+class Update:
+    """An update on its way into a plan: `build` stores the new theta and state."""
 
-    Gives the new states of layers, in float16 the old where a gradient is not finite.
-    """
-    made = _Update(plan, network, updating, state, theta, weights, loss_scale)
-    return made.build(grad, examples, layer_state)
-
-
-class _Update:
     def __init__(
         self,
         plan: Plan,
@@ -130,6 +113,10 @@ class _Update:
     def build(
         self, grad: Buffer, examples: Value | int, layer_state: Mapping[str, tuple[Value, Value]]
     ) -> dict[str, Value]:
+        """`examples`: how many the gradients are the mean of.
+
+        Gives the new states of layers, in float16 the old where a gradient is not finite.
+        """
         plan, updating = self.plan, self.updating
         groups = groups_of(self.network, updating)
         if self.loss_scale is not None:
@@ -139,7 +126,7 @@ class _Update:
         if updating.clip_norm is not None:
             squares = [plan.call(_sum_of_squares, g) for g in whole]
             factor = plan.call(clip_norm, *squares, limit=updating.clip_norm)
-            whole = [plan.call(_scaled, g, factor) for g in whole]
+            whole = [plan.call(scaled, g, factor) for g in whole]
         numbers: tuple[Value, ...] = ()
         for group, g in zip(groups, whole, strict=True):
             if group.matrices:
@@ -179,7 +166,7 @@ class _Update:
         """A gradient in the parameters' dtype, without the loss scale."""
         dtype = self.network.dtype
         if self.finite is None:
-            return self.plan.call(_cast, g, dtype=dtype)
+            return self.plan.call(cast, g, dtype=dtype)
         return self.plan.call(_unscaled, g, self._scale, self.finite, dtype=dtype)
 
     def _accumulated(self, examples: Value | int) -> tuple[Buffer, Value | int, Value] | None:
@@ -189,7 +176,7 @@ class _Update:
         plan = self.plan
         gradients = plan_array(plan, "gradients", self.state["gradients"], weak=False)
         count = plan.read(plan_array(plan, "examples", self.state["examples"]))
-        return gradients, examples, plan.call(_sum, count, examples)
+        return gradients, examples, plan.call(plus, count, examples)
 
     def _gradient(self, grad: Buffer, before: tuple[Buffer, Value | int, Value] | None, group: Group) -> Value:
         plan, updating = self.plan, self.updating
@@ -201,7 +188,7 @@ class _Update:
             if self.finite is not None:
                 sums = plan.call(_where, self.finite, sums, 0)
             g = plan.call(_joint, sums, g, examples, total)
-        if group.is_weight:
+        if group.penalized:
             g = plan.call(_penalized, g, plan.read(self.theta.part(group.first, size)), l1=updating.l1, l2=updating.l2)
         if updating.clip_value is not None:
             g = plan.call(_clipped, g, limit=updating.clip_value)
@@ -212,15 +199,15 @@ class _Update:
         plan, updating, optimizer = self.plan, self.updating, self.updating.optimizer
         rate = plan.read(plan_array(plan, "learning_rate", self.state["learning_rate"]))
         if updating.schedule is not None:
-            rate = plan.call(_scaled, rate, factor_of(plan, updating.schedule, self.now, updating))
+            rate = plan.call(scaled, rate, factor_of(plan, updating.schedule, self.now, updating))
         if group.rate != 1:
-            rate = plan.call(_scaled, rate, group.rate)
+            rate = plan.call(scaled, rate, group.rate)
         if not (optimizer.weight_decay and group.decay):
             return rate, None
         ratio = 1.0 if group.matrices else optimizer.rate_ratio
         decay: Any = optimizer.weight_decay * group.decay * ratio
         if updating.decay_schedule is not None:
-            decay = plan.call(_scaled, factor_of(plan, updating.decay_schedule, self.now, updating), decay)
+            decay = plan.call(scaled, factor_of(plan, updating.decay_schedule, self.now, updating), decay)
         return rate, plan.call(_decay, rate, decay)
 
     def _group(self, group: Group, g: Value) -> tuple[Value, ...]:
@@ -230,7 +217,7 @@ class _Update:
         places += [buffer.part(group.first, size) for buffer in self.buffers.values()]
         before = [*map(plan.read, places), *map(plan.read, self.scalars.values())]
         rate, decay = self._rates(group)
-        theta = before[0] if decay is None else plan.call(_scaled, before[0], decay)
+        theta = before[0] if decay is None else plan.call(scaled, before[0], decay)
         results = plan.call(optimizer.update, theta, g, rate, *before[1:])
         results = results if isinstance(results, tuple) else (results,)
         if len(results) != len(before):
@@ -255,7 +242,7 @@ class _Update:
         plan, decay = self.plan, self.updating.moving_average
         if self.weights is not self.theta:
             weights = self.weights.part(place.start, place.shape)
-            plan.store(weights, plan.call(_cast, theta, dtype=weights.buffer.dtype))
+            plan.store(weights, plan.call(cast, theta, dtype=weights.buffer.dtype))
         if decay is not None:
             average = plan_array(plan, "average", self.state["average"], weak=False).part(place.start, place.shape)
             old = plan.read(average)
@@ -271,7 +258,7 @@ class _Update:
             places = [parameters.part(buffer, name, member) for buffer in (self.theta, *self.buffers.values())]
             start, shape = places[0].start - group.first, places[0].shape
             before = [plan.read(place) for place in places]
-            W = before[0] if decay is None else plan.call(_scaled, before[0], decay)
+            W = before[0] if decay is None else plan.call(scaled, before[0], decay)
             results = plan.call(optimizer.update_matrix, W, plan.read(flat.part(start, shape)), rate, *before[1:])
             self._store(places, results, before)
 
@@ -289,7 +276,7 @@ class _Update:
         if self.now is not None:
             updates = plan_array(self.plan, "updates", self.state["updates"])
             before = self.plan.read(updates)
-            self.plan.store(updates, self._kept(self.plan.call(_sum, before, 1), before))
+            self.plan.store(updates, self._kept(self.plan.call(plus, before, 1), before))
 
 
 def accumulate(
@@ -307,14 +294,14 @@ def accumulate(
     """
     gradients = plan_array(plan, "gradients", state["gradients"], weak=False)
     count = plan_array(plan, "examples", state["examples"])
-    g, new = plan.call(_cast, grad, dtype=network.dtype), {name: new for name, (new, _) in layer_state.items()}
+    g, new = plan.call(cast, grad, dtype=network.dtype), {name: new for name, (new, _) in layer_state.items()}
     if loss_scale is not None:
-        g = plan.call(_scaled, g, plan.call(_reciprocal, loss_scale))
+        g = plan.call(scaled, g, plan.call(_reciprocal, loss_scale))
         if layer_state:
             finite = plan.call(_all_finite, grad)
             new = {name: plan.call(_where, finite, *pair) for name, pair in layer_state.items()}
     plan.store(gradients, plan.call(_added, plan.read(gradients), g, examples))
-    plan.store(count, plan.call(_sum, plan.read(count), examples))
+    plan.store(count, plan.call(plus, plan.read(count), examples))
     return new
 
 
@@ -376,11 +363,7 @@ def clip_norm(xp: Any, *squares: Array, limit: float) -> Array:
     return xp.minimum(limit / (xp.sqrt(total) + 1e-6), 1)
 
 
-def _cast(xp: Any, a: Array, dtype: Any) -> Array:
-    return a.astype(dtype)
-
-
-def _scaled(xp: Any, a: Array, factor: Any) -> Array:
+def scaled(xp: Any, a: Array, factor: Any) -> Array:
     return a * factor
 
 
@@ -388,7 +371,7 @@ def _quotient(xp: Any, a: Array, b: int) -> Array:
     return a / b
 
 
-def _sum(xp: Any, a: Array, b: Array) -> Array:
+def plus(xp: Any, a: Array, b: Array) -> Array:
     return a + b
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dnn.callbacks import EarlyStopping, checked_early_stopping
+from dnn.errors import nearest
 from dnn.heads import HEADS
 from dnn.layers import NumericalEmbedding
 from dnn.layers.embeddings import KINDS
@@ -85,8 +85,8 @@ def configured(kinds: Mapping[str, Callable[..., Any]], checked: Callable[[Any],
             known = inspect.signature(kinds[name]).parameters
             for setting in settings:
                 if setting not in known:
-                    near = difflib.get_close_matches(setting, known, 1)
-                    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+                    near = nearest(setting, known)
+                    hint = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'none'}"
                     raise ValueError(f"{name} has no setting {setting!r}: {hint}")
             return kinds[name](**settings)
         except (TypeError, ValueError) as wrong:

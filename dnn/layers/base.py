@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from dnn.backends import Array
 from dnn.backends.plan import Plan, Value
 from dnn.parameters import numbered
 from dnn.schedules import SCHEDULES, Schedule
@@ -247,3 +248,18 @@ def _thing(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_thing(item) for item in value)
     return value
+
+
+# ------------------------------------------------------------------------- pure functions that many need
+
+
+def cast(xp: Any, X: Array, dtype: Any) -> Array:
+    return X.astype(dtype)
+
+
+def part_of_rows(xp: Any, X: Array, first: int, last: int) -> Array:
+    return X[first:last]
+
+
+def joined(xp: Any, *parts: Array, axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=axis)

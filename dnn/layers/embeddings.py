@@ -14,7 +14,7 @@ from dnn.backends import Array
 from dnn.backends.plan import Value
 from dnn.errors import check_at_least, check_choice, check_finite_number
 from dnn.functional.batches import scatter_add
-from dnn.layers.base import Backward, Draw, Layer, Place, Shape, known_layer
+from dnn.layers.base import Backward, Draw, Layer, Place, Shape, cast, joined, known_layer
 
 KINDS = "piecewise_linear", "periodic"
 
@@ -149,12 +149,12 @@ class NumericalEmbedding(Layer):
         def backward(dY: Value) -> Value:
             return dY  # the first layer: nothing needs the slope by X
 
-        return at.call(_cast, at.call(piecewise_linear, X, edges, widths), dtype=at.dtype), backward
+        return at.call(cast, at.call(piecewise_linear, X, edges, widths), dtype=at.dtype), backward
 
     def _periodic(self, at: Place, X: Value) -> tuple[Value, Backward]:
         C, V, c = at.parameter("frequencies"), at.parameter("V"), at.parameter("c")
         m, n, k = X.shape[0], X.shape[1], self.size
-        features = at.call(_joined, *at.call(periodic, X, C))
+        features = at.call(joined, *at.call(periodic, X, C), axis=1)
         A = at.call(functional.relu, at.call(functional.linear_forward, features, V, c))
 
         def backward(dY: Value) -> Value:
@@ -167,10 +167,6 @@ class NumericalEmbedding(Layer):
             return dX
 
         return A.reshape(m, n * self.outputs), backward
-
-
-def _joined(xp: Any, S: Array, C: Array) -> Array:
-    return xp.concatenate([S, C], axis=1)
 
 
 def _of_halves(xp: Any, dF: Array, X: Array, C: Array, k: int) -> tuple[Array, Array]:
@@ -237,11 +233,7 @@ class CategoricalEmbedding(Layer):
                 start += self.size
             return at.call(_back_in_place, dY, columns=tuple(others), n=n)
 
-        return at.call(_all_joined, *parts), backward
-
-
-def _cast(xp: Any, X: Array, dtype: Any) -> Array:
-    return X.astype(dtype)
+        return at.call(joined, *parts, axis=1), backward
 
 
 def _columns(xp: Any, X: Array, columns: tuple[int, ...], dtype: Any) -> Array:
@@ -253,11 +245,7 @@ def _columns(xp: Any, X: Array, columns: tuple[int, ...], dtype: Any) -> Array:
         else:
             runs.append([j, j + 1])
     parts = [X[:, first:last].astype(dtype) for first, last in runs]
-    return parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=1)
-
-
-def _all_joined(xp: Any, *parts: Array) -> Array:
-    return parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=1)
+    return joined(xp, *parts, axis=1)
 
 
 def _embedding_backward(xp: Any, dY: Array, codes: Array, E: Array, first: int, last: int) -> Array:

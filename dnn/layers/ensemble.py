@@ -14,7 +14,7 @@ import numpy as np
 from dnn import functional
 from dnn.backends import Array
 from dnn.backends.plan import Value
-from dnn.layers.base import Backward, Draw, Layer, Place, Shape
+from dnn.layers.base import Backward, Draw, Layer, Place, Shape, joined, part_of_rows
 from dnn.layers.dense import Dense, activate
 from dnn.layers.residual import Residual
 
@@ -123,30 +123,24 @@ class Heads(Layer):
         k, b = self.members, at.parameter("b")
         weights = [at.parameter("W", member) for member in range(k)]
         m = X.shape[0] // k
-        parts = [at.call(_rows, X, first=member * m, last=(member + 1) * m) for member in range(k)]
-        Z = at.call(_all, *(at.call(functional.linear_product, *pair) for pair in zip(parts, weights, strict=True)))
+        parts = [at.call(part_of_rows, X, first=member * m, last=(member + 1) * m) for member in range(k)]
+        Z = at.call(
+            joined, *(at.call(functional.linear_product, *pair) for pair in zip(parts, weights, strict=True)), axis=0
+        )
         Y, activated = activate(at, self.dense.activation, at.call(_add_by_row, Z, b))
 
         def backward(dY: Value) -> Value:
             dZ = activated(dY)
             below = []
             for member, (part, W) in enumerate(zip(parts, weights, strict=True)):
-                dZ_part = at.call(_rows, dZ, first=member * m, last=(member + 1) * m)
+                dZ_part = at.call(part_of_rows, dZ, first=member * m, last=(member + 1) * m)
                 dX, dW, _ = at.call(functional.linear_backward, dZ_part, part, W)
                 at.gradient("W", dW, member)
                 below.append(dX)
             at.gradient("b", at.call(_of_members, dZ, k=k))
-            return at.call(_all, *below)
+            return at.call(joined, *below, axis=0)
 
         return Y, backward
-
-
-def _rows(xp: Any, X: Array, first: int, last: int) -> Array:
-    return X[first:last]
-
-
-def _all(xp: Any, *parts: Array) -> Array:
-    return parts[0] if len(parts) == 1 else xp.concatenate(parts, axis=0)
 
 
 def _add_by_row(xp: Any, Z: Array, b: Array) -> Array:
