@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from dnn.backends.plan import Plan
+    from dnn.backends.plan.stepwise import Observer
 
 Array = Any
 """An array of any backend: `numpy.ndarray`, `cupy.ndarray`, ..."""
@@ -65,7 +66,7 @@ class BackendUnavailableError(RuntimeError):
 
 
 class Feeder:
-    """Copies rows of a host array to the device, batch by batch.
+    """Copies rows of a host array to the device, batch by batch; `source` is one, or takes rows as one does.
 
     `enqueue` requests the rows of a later batch, `batch` returns the oldest pending one; at most AHEAD may be pending.
     A backend whose device copies while it computes starts the copy in `enqueue`; this default copies in `batch`.
@@ -84,7 +85,7 @@ class Feeder:
     @contextmanager
     def batch(self) -> Iterator[Array]:
         """The rows on the device, valid for the work queued inside the block."""
-        yield self._backend.asarray(self._source[self._rows.popleft()])
+        yield self._backend.asarray(self._source.take(self._rows.popleft(), axis=0))
 
     def drain(self) -> None:
         """Wait for copies in progress and discard pending batches."""
@@ -156,11 +157,14 @@ class Backend(ABC):
         """
         return self.run_stepwise(plan)
 
-    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
-        """Likewise, operation by operation: no preparation, for plans that run a few times."""
+    def run_stepwise(self, plan: Plan, observe: Observer | None = None) -> Callable[..., None]:
+        """Likewise, operation by operation: no preparation, for plans that run a few times.
+
+        `observe(value, array)` is called with every value of the plan as it is computed.
+        """
         from dnn.backends.plan.stepwise import Stepwise
 
-        return Stepwise(plan, self)
+        return Stepwise(plan, self, observe=observe)
 
     def plan_bytes(self, plan: Plan) -> int:
         """The bytes that `compile` allocates for the plan."""

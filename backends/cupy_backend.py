@@ -19,6 +19,7 @@ from dnn.backends.cublas import WORKSPACE_BYTES, Products, load
 if TYPE_CHECKING:
     from dnn.backends.cuda_kernels import KernelLoader, KernelStep
     from dnn.backends.plan import Plan
+    from dnn.backends.plan.stepwise import Observer
 
 _WHEELS = (
     "pip install 'cupy-cuda13x[ctk]==14.*' llvmlite ml_dtypes for a driver of CUDA 13, 'cupy-cuda12x[ctk]==14.*' "
@@ -143,9 +144,9 @@ class CupyBackend(Backend):
         with self._on_device():
             return kernel_step(plan, self._loader, self._products, self.zeros)
 
-    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
+    def run_stepwise(self, plan: Plan, observe: Observer | None = None) -> Callable[..., None]:
         with self._on_device():
-            return super().run_stepwise(plan)
+            return super().run_stepwise(plan, observe)
 
     def plan_bytes(self, plan: Plan) -> int:
         """With the workspace of this thread's products, where it has none yet."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dnn.backends.codegen.cpu import CompiledPlan
     from dnn.backends.codegen.runtime import Pool
     from dnn.backends.plan import Plan
+    from dnn.backends.plan.stepwise import Observer
 
 ALIGNMENT = 64
 """In bytes: a cache line, and the widest vector register."""
@@ -84,8 +85,8 @@ class NumpyBackend(Backend):
 
             return _Compiled(self, CompiledPlan(plan, self._threads(), self.zeros))
 
-    def run_stepwise(self, plan: Plan) -> Callable[..., None]:
-        stepwise = super().run_stepwise(plan)
+    def run_stepwise(self, plan: Plan, observe: Observer | None = None) -> Callable[..., None]:
+        stepwise = super().run_stepwise(plan, observe)
 
         def run(times: int = 1) -> None:
             run = self.current_run()

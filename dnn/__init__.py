@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 from dnn import errors, layers, losses, optimizers, schedules
 from dnn.activations import register_activation
 from dnn.callbacks import EarlyStopping, Event, History
+from dnn.checkpoint import resume
 from dnn.data import open_dataset
+from dnn.data.schema import Schema
 from dnn.gradient_check import GradientCheck, gradient_check
 from dnn.layers import *  # noqa: F403
 from dnn.losses import *  # noqa: F403
@@ -33,6 +35,7 @@ __all__ = [
     "Network",
     "Pinball",
     "RangeTest",
+    "Schema",
     "TopK",
     "__version__",
     "errors",
@@ -44,6 +47,7 @@ __all__ = [
     "open_dataset",
     "optimizers",
     "register_activation",
+    "resume",
     "schedules",
     *layers.__all__,
     *losses.__all__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from time import perf_counter
@@ -13,6 +14,7 @@ import numpy as np
 from dnn.backends import Array, Backend, Feeder
 from dnn.backends.plan import Buffer, Plan
 from dnn.data import Examples
+from dnn.data.streaming import Ahead, InTurn, Pass, Stream
 from dnn.step import ACCUMULATE, EVALUATE, FED, GATHERED, IN_PLACE, Order, Step, load
 
 SHORT_CALL, MOST_STEPS = 0.005, 32
@@ -29,14 +31,15 @@ class Batches:
     order of its own.
 
     A single batch is loaded once, here, and then used in place. Where X is on the host its rows are fed: those of the
-    next two batches are gathered and copied while the device computes with this one.
+    next two batches are gathered and copied while the device computes with this one. Where X is a `Stream` they are
+    read ahead: a device is fed with them, on the host a step gathers its batch where they were read to.
     """
 
     def __init__(
         self,
         backend: Backend,
         examples: Examples,
-        rows: np.ndarray,
+        rows: np.ndarray | None,
         batch_size: int,
         bind: Callable[[Examples, int, str, Order | None, str], Step],
         dtype: np.dtype,
@@ -45,23 +48,40 @@ class Batches:
         accumulate: int = 1,
         members: int = 1,
     ) -> None:
-        self._m = m = len(rows)
+        self._m = m = examples.m if rows is None else len(rows)
         batch_size = min(batch_size, m)
         self._backend = backend
         self._feeder: Feeder | None = None
-        # copies: another order is written into them
         self._order: Order | None = None
         self._members = members if batch_size < m else 1
-        self._order_on_host = np.tile(rows, self._members)
+        self._pass: Pass | None = None
+        """The order of a pass over a stream; so far that of its file where it is None."""
+        self._in_order = rows
+        self._ahead: Ahead | None = None
+        self._fed_in_turn: InTurn | None = None
+        stream = examples.X if isinstance(examples.X, Stream) else None
         if batch_size == m:
             loading = IN_PLACE
-            examples = in_place(backend, examples, rows, dtype)
+            self._order_on_host = np.arange(m) if rows is None else rows
+            examples = in_place(backend, examples, self._order_on_host, dtype)
+        elif stream is not None and backend.owns(np.empty(0)):
+            loading = GATHERED
+            sides = {name: side for name, side in examples.arrays().items() if name != "X" and side is not None}
+            self._ahead = Ahead(stream, batch_size, self._members, list(sides.values()))
+            rings = dict(zip(sides, self._ahead.of_sides, strict=True))
+            examples = replace(examples, X=self._ahead.X, **rings)
+            self._order = Order(np.arange(len(self._ahead.X)), backend.zeros(1, np.int64))
         else:
             loading = GATHERED
-            self._order = Order(backend.asarray(self._order_on_host.copy()), backend.zeros(1, np.int64))
+            # a copy: another order is written into it; on the host it is what the steps read
+            self._order_on_host = np.tile(np.arange(m) if rows is None else rows, self._members)
+            self._order = Order(backend.asarray(self._order_on_host), backend.zeros(1, np.int64))
             if not backend.owns(examples.X):
                 loading = FED
-                self._feeder = backend.feeder(examples.X, self._members * batch_size)
+                source = examples.X
+                if stream is not None:
+                    source = self._fed_in_turn = InTurn(stream, batch_size, self._members)
+                self._feeder = backend.feeder(source, self._members * batch_size)
         made: dict[tuple[int, str], Step] = {}
 
         def step(size: int, goal: str) -> Step:
@@ -85,11 +105,37 @@ class Batches:
     def __len__(self) -> int:
         return sum(times for _, times in self._in_turn)
 
-    def reorder(self, rows: np.ndarray) -> None:
+    def reorder(self, rows: np.ndarray | Pass) -> None:
         """Take the examples in this order from now on."""
         assert self._order is not None
+        if isinstance(rows, Pass):
+            self._pass, rows = rows, rows.order
+        if self._ahead is not None:
+            return
         self._order_on_host[...] = rows.reshape(-1)
-        self._order.rows[...] = self._backend.asarray(self._order_on_host)
+        if self._order.rows is not self._order_on_host:
+            self._order.rows[...] = self._backend.asarray(self._order_on_host)
+
+    def _pass_of(self, stream: Stream) -> Pass:
+        if self._pass is None:
+            in_order = stream.in_order(self._in_order)
+            order = np.broadcast_to(in_order.order, (self._members, self._m))
+            self._pass = replace(in_order, order=order)
+        return self._pass
+
+    def examples_of(self, number: int) -> np.ndarray:
+        """The rows of the examples that are batch `number` of a pass, from 0; of several members in turn."""
+        size = self._in_turn[0][0].batch_size
+        first = size * number
+        if self._ahead is not None:
+            return self._pass_of(self._ahead.stream).order[:, first : first + size].reshape(-1)
+        return self._order_on_host.reshape(self._members, self._m)[:, first : first + size].reshape(-1)
+
+    def return_to(self, number: int) -> None:
+        """Let a step that has just run batch `number` run it again."""
+        if self._order is not None:
+            place = self._in_turn[0][0].batch_size * number
+            self._order.position.fill(place if self._ahead is None else self._shift + place)
 
     def reset(self) -> None:
         """Forget the losses and the metric of the batches so far."""
@@ -111,52 +157,96 @@ class Batches:
         return loss / self._m, metric, float(self._m)
 
     def __iter__(self) -> Iterator[Step]:
-        self._begin()
-        if self._feeder is not None:
-            yield from self._fed(self._feeder)
-            return
-        for step in self._each():
-            step()
-            yield step
+        return self._from(0)
 
-    def run(self, one_by_one: bool = False) -> Generator[int, None, None]:
-        """Run all batches, several by one call where that is short; gives how many each call ran."""
+    def run(self, one_by_one: bool = False, start: int = 0, every: int | None = None) -> Generator[int, None, None]:
+        """Run the batches from `start` on, several by one call where that is short; gives how many each call ran.
+
+        No call runs past a multiple of `every`.
+        """
         if self._feeder is not None or one_by_one:
-            for step in self:
+            for step in self._from(start):
                 self.last = step
                 yield 1
             return
-        self._begin()
-        wait = self._backend.mark()
-        for step, left in self._in_turn:
-            self.last = step
-            while left:
-                times = min(self._at_once, left)
-                start = perf_counter()
-                step(times)
-                # one call is always queued, and no more: a device has work, and time tells how long it takes
-                wait()
-                wait = self._backend.mark()
-                if times == self._at_once and perf_counter() - start < SHORT_CALL:
-                    self._at_once = min(2 * times, MOST_STEPS)
-                left -= times
-                yield times
+        with self._begun(start):
+            wait = self._backend.mark()
+            done = start
+            for step, left in self._left(start):
+                self.last = step
+                while left:
+                    times = min(self._at_once, left, left if every is None else every - done % every)
+                    if self._ahead is not None:
+                        times = min(times, self._read(done))
+                    began = perf_counter()
+                    step(times)
+                    # one call is always queued, and no more: a device has work, and time tells how long it takes
+                    wait()
+                    wait = self._backend.mark()
+                    if times == self._at_once and perf_counter() - began < SHORT_CALL:
+                        self._at_once = min(2 * times, MOST_STEPS)
+                    left -= times
+                    done += times
+                    yield times
 
-    def _begin(self) -> None:
+    def _from(self, start: int) -> Iterator[Step]:
+        with self._begun(start):
+            if self._feeder is not None:
+                yield from self._fed(self._feeder, start)
+                return
+            for done, step in enumerate(self._each(start), start=start):
+                if self._ahead is not None:
+                    self._read(done)
+                step()
+                yield step
+
+    @contextmanager
+    def _begun(self, start: int) -> Iterator[None]:
+        """Within, batches are taken from `start` on."""
+        place = start * self._in_turn[0][0].batch_size
         if self._order is not None:
-            self._order.position.fill(0)
+            self._order.position.fill(place)
+        reading = self._ahead or self._fed_in_turn
+        if reading is None:
+            yield
+            return
+        self._read_to = start
+        reading.start(self._pass_of(reading.stream), place)
+        try:
+            yield
+        finally:
+            reading.stop()
 
-    def _each(self) -> Iterator[Step]:
+    def _read(self, done: int) -> int:
+        """How many of the batches after `done` are there to be run: the next part of them once there is none."""
+        assert self._ahead is not None and self._order is not None
+        if done == self._read_to:
+            part, rows = self._ahead.next()
+            size = self._ahead.batch_size
+            self._read_to += -(-rows // size)
+            self._shift = part * self._ahead.size - done * size
+            self._order.position.fill(part * self._ahead.size)
+        return self._read_to - done
+
+    def _left(self, start: int) -> Iterator[tuple[Step, int]]:
+        """The steps of a pass that leaves out the first `start` batches, each with how many times in a row."""
+        for step, times in self._in_turn:
+            skipped = min(start, times)
+            start -= skipped
+            if times > skipped:
+                yield step, times - skipped
+
+    def _each(self, start: int) -> Iterator[Step]:
         """The step of every batch."""
-        return chain.from_iterable(repeat(*pair) for pair in self._in_turn)
+        return chain.from_iterable(repeat(*pair) for pair in self._left(start))
 
-    def _fed(self, feeder: Feeder) -> Iterator[Step]:
+    def _fed(self, feeder: Feeder, start: int) -> Iterator[Step]:
         order, size = self._order_on_host.reshape(self._members, self._m), self._in_turn[0][0].batch_size
-        to_come = (order[:, start : start + size].reshape(-1) for start in range(0, self._m, size))
+        to_come = (order[:, first : first + size].reshape(-1) for first in range(start * size, self._m, size))
         try:
             for rows in islice(to_come, feeder.AHEAD):
                 feeder.enqueue(rows)
-            for step in self._each():
+            for step in self._each(start):
                 with feeder.batch() as X:
                     step.array("X")[...] = X
                 step()

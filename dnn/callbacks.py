@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dnn.backends import Array
 from dnn.errors import check_at_least, check_finite_number, check_switch
 from dnn.metrics import METRICS, ExactMetric
@@ -15,7 +17,7 @@ from dnn.metrics import METRICS, ExactMetric
 if TYPE_CHECKING:
     from dnn.network import Network
 
-WHEN = "on_start", "on_batch_end", "on_epoch_end", "on_stop"
+WHEN = "on_start", "on_batch_end", "on_epoch_end", "on_checkpoint", "on_stop"
 """The methods that a callback may have; a function is called as on_epoch_end."""
 
 
@@ -39,6 +41,22 @@ class History:
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
 
+    def config(self) -> dict[str, Any]:
+        """For JSON: a measure that is no number, as a matrix is, in lists."""
+        lists = {name: [np.asarray(value).tolist() for value in values] for name, values in self.history.items()}
+        return {**vars(self), "history": lists}
+
+    @classmethod
+    def from_config(cls, config: Any) -> History:
+        """The History that `config` wrote so; an error where it wrote no such thing."""
+        history = {
+            str(name): [np.asarray(value) if isinstance(value, list) else float(value) for value in values]
+            for name, values in config["history"].items()
+        }
+        best = None if config["best_epoch"] is None else int(config["best_epoch"])
+        stopped = None if config["stopped"] is None else str(config["stopped"])
+        return cls(history, [int(n) for n in config["epoch"]], float(config["seconds"]), stopped, best)  # type: ignore[arg-type]
+
     def __repr__(self) -> str:
         """One line: a cell of a notebook that ends with a fit prints this."""
         from dnn.progress import words
@@ -54,6 +72,7 @@ class Event:
 
     network    as it is now; epoch: how many are done over its life; batch: how many of this epoch
     measured   the measures of the epoch that has ended; history: of all
+    checkpoint the path of the last checkpoint that is on the disk, or None
     """
 
     def __init__(self, network: Network, history: History, find_loss: Callable[[], Array]) -> None:
@@ -61,6 +80,7 @@ class Event:
         self.epoch, self.batch = network.epochs, 0
         self.measured: dict[str, float] = {}
         self.stopped: str | None = None
+        self.checkpoint: str | None = None
         self._find_loss = find_loss
 
     @property
@@ -142,8 +162,9 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str):
             raise TypeError(f"EarlyStopping: monitor must be the name of a measure, got {self.monitor!r}")
-        check_at_least("EarlyStopping: patience", self.patience)
-        if check_finite_number("EarlyStopping: min_delta", self.min_delta) < 0:
+        object.__setattr__(self, "patience", check_at_least("EarlyStopping: patience", self.patience))
+        object.__setattr__(self, "min_delta", check_finite_number("EarlyStopping: min_delta", self.min_delta))
+        if self.min_delta < 0:
             raise ValueError(f"EarlyStopping: min_delta must be at least 0, got {self.min_delta!r}")
         check_switch("EarlyStopping: restore_best", self.restore_best)
         if self.maximize is not None:

@@ -13,11 +13,13 @@ import numpy as np
 from dnn.backends import Array
 from dnn.batches import Batches
 from dnn.data import Examples
+from dnn.data.streaming import Pass, Stream, mixing_in_words
+from dnn.diagnosis import Origin, find_origin
 from dnn.errors import NonFiniteLossError
 from dnn.inference import check_finite, largest, largest_input, measures
 from dnn.interrupt import Interrupt
 from dnn.network import Network
-from dnn.progress import Progress
+from dnn.progress import Progress, note
 from dnn.state import Snapshot
 from dnn.step import TRAIN, Order, Step, load_dtype
 
@@ -64,6 +66,10 @@ class Epochs:
     def __init__(self, trainer: Trainer, examples: Examples, rows: np.ndarray | None, before: Before) -> None:
         network, settings = trainer.network, trainer.settings
         self._network, self._before = network, before
+        self.every: int | None = None
+        """Steps between two checkpoints: no call of a step runs past a multiple of it."""
+        self._watched = False
+        """Whether something looks at every batch."""
         self._examples, self._rows = examples, rows
         self._m = m = examples.m if rows is None else len(rows)
         # a single batch needs no order, and is loaded once
@@ -78,7 +84,7 @@ class Epochs:
         self._batches = Batches(
             network.backend,
             examples,
-            np.arange(m) if rows is None else rows,
+            rows,
             settings.batch_size,
             bind,
             load_dtype(network, trainer.precision),
@@ -91,16 +97,36 @@ class Epochs:
             check_finite(network)
             state.reset(network.parameters)
         self._take_snapshot(time.perf_counter())
+        if isinstance(examples.X, Stream) and self._shuffle:
+            self._note_mixing(examples.X, settings.verbose)
 
     def __len__(self) -> int:
         return len(self._batches)
 
+    def totals(self) -> list[list[float]]:
+        """The sums over the batches of this epoch so far, of each step."""
+        return [self._network.backend.to_numpy(step.totals).tolist() for step in self._batches.steps]
+
+    def go_on(self, batch: int, totals: list[list[float]]) -> None:
+        """Begin the first epoch after so many batches, over which these are the sums."""
+        self._start_of_snapshot, self._totals_at_start = batch, totals
+
     def epoch(
-        self, interrupt: Interrupt, progress: Progress, last: bool, look: Callable[[int], None] | None = None
+        self,
+        interrupt: Interrupt,
+        progress: Progress,
+        last: bool,
+        look: Callable[[int], None] | None = None,
+        keep: Callable[[int, bool], None] | None = None,
+        start: int = 0,
     ) -> dict[str, float]:
-        """Run one pass over the examples; return its loss and metric. `look` is called after every batch."""
+        """Run one pass over the examples, from batch `start` on; return its loss and metric.
+
+        `look` is called after every batch, `keep` after every call of a step, with whether the fit ends there.
+        """
         network = self._network
-        measured = self._pass(interrupt, progress, look)
+        self._watched = look is not None
+        measured = self._pass(interrupt, progress, look, keep, start)
         number, loss = network.epochs + 1, measured["loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss} in epoch {number}")
@@ -122,7 +148,8 @@ class Epochs:
                 raise self._diverged(what)
             raise NonFiniteLossError(
                 f"{what}, whose weights are finite and kept: training is diverging (lower the learning rate, now "
-                f"{self._state.learning_rate:g}), or validation data is far larger than X"
+                f"{self._state.learning_rate:g}), or validation data is far larger than X",
+                epoch=self._network.epochs,
             )
 
     def check_stopped(self) -> None:
@@ -147,10 +174,13 @@ class Epochs:
         """Of the last batch, (1,), on the device."""
         return self._batches.last.loss
 
-    def settle(self, callbacks: Sequence[Any]) -> None:
-        """What callbacks may have changed, no repetition would change: this is where a divergence goes back to."""
+    def settle(self, callbacks: Sequence[Any], start: int = 0) -> None:
+        """What callbacks may have changed, no repetition would change: this is where a divergence goes back to.
+
+        `start`: batches of the next epoch that are done.
+        """
         if callbacks and self._snapshot.is_finite():
-            self._take_snapshot(time.perf_counter())
+            self._take_snapshot(time.perf_counter(), start)
 
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rate by this from now on."""
@@ -161,36 +191,66 @@ class Epochs:
                 self._take_snapshot(time.perf_counter())
 
     def _pass(
-        self, interrupt: Interrupt, progress: Progress, look: Callable[[int], None] | None = None
+        self,
+        interrupt: Interrupt,
+        progress: Progress,
+        look: Callable[[int], None] | None = None,
+        keep: Callable[[int, bool], None] | None = None,
+        start: int = 0,
     ) -> dict[str, float]:
         network = self._network
         if self._shuffle:
             self._batches.reorder(self._permutation())
         self._batches.reset()
+        if start:
+            for step, totals in zip(self._batches.steps, self._totals_at_start, strict=True):
+                step.totals[...] = network.backend.asarray(np.array(totals))
         self._state.refresh(network.parameters)
         # closed, so that batches on their way to the device are waited for before anything else is done
-        done = 0
-        with closing(self._batches.run(one_by_one=look is not None)) as calls:
+        done = start
+        with closing(self._batches.run(look is not None, start, self.every)) as calls:
             for steps in calls:
                 done += steps
-                interrupt.check()
                 progress.steps_done(steps)
                 if look is not None:
                     look(done)
+                ending = interrupt.pressed  # looked at once: what comes later waits for the next step
+                if keep is not None:
+                    keep(done, ending)
+                if ending:
+                    interrupt.check()
         return measures(network, *self._batches.totals())
 
-    def _permutation(self) -> np.ndarray:
+    def _note_mixing(self, stream: Stream, verbose: bool | None) -> None:
+        """How well the first epoch is shuffled, where that is not all of the examples at once."""
+        network = self._network
+        if stream.band is None or network.output == "linear":
+            return
+        targets, order = network.backend.to_numpy(self._examples.targets), self._permutation()
+        assert isinstance(order, Pass)
+        if targets.shape[1] > 1:
+            return
+        classes = targets[:, 0].astype(np.int64, copy=False)
+        words = mixing_in_words(stream, order, classes)
+        if words is not None:
+            note(words, verbose)
+
+    def _permutation(self) -> np.ndarray | Pass:
         """The order of this epoch; of several members a row each."""
-        network, orders = self._network, []
+        network, orders, generators = self._network, [], []
         for member in range(network.members):
             seeds = np.random.SeedSequence([network.seed, 1, network.epochs, *([member] if member else [])])
-            order = np.random.Generator(np.random.PCG64(seeds)).permutation(self._m)
+            generators.append(np.random.Generator(np.random.PCG64(seeds)))
+        if isinstance(self._examples.X, Stream):
+            return self._examples.X.shuffled(self._rows, generators)
+        for generator in generators:
+            order = generator.permutation(self._m)
             orders.append(order if self._rows is None else self._rows[order])
         return orders[0] if len(orders) == 1 else np.stack(orders)
 
-    def _take_snapshot(self, started: float) -> None:
+    def _take_snapshot(self, started: float, start: int = 0) -> None:
         self._snapshot.take()
-        self._epoch_of_snapshot = self._network.epochs
+        self._epoch_of_snapshot, self._start_of_snapshot = self._network.epochs, start
         self._taken = time.perf_counter()
         self._cost = self._taken - started
 
@@ -203,7 +263,7 @@ class Epochs:
             if network.epochs == done:
                 break
             # as it was, bit for bit: an epoch's order and masks come from its number and the seed
-            loss = self._pass(Interrupt(), Progress())["loss"]
+            loss = self._pass(Interrupt(), Progress(), start=self._start_of_snapshot)["loss"]
             if math.isfinite(loss) and self._snapshot.is_finite():
                 network.epochs += 1
                 self._take_snapshot(time.perf_counter())
@@ -213,9 +273,21 @@ class Epochs:
 
     def _diverged(self, what: str) -> NonFiniteLossError:
         self._go_back()
+        network, origin = self._network, Origin()
+        # what a callback changes between batches, running them again would not
+        if not self._watched:
+            if self._shuffle:
+                self._batches.reorder(self._permutation())
+            origin = find_origin(network, self._batches, self._snapshot, self._state, self._start_of_snapshot)
+        number, start = network.epochs + 1, self._start_of_snapshot
+        where = f"{start} steps after epoch" if start else "after epoch"  # a fit that was resumed there
         return NonFiniteLossError(
-            f"{what}: training has diverged, and the network is as it was after epoch {self._network.epochs}: "
-            f"{self._advice()}"
+            f"{what}: {origin.told(number)}training has diverged, and the network is as it was {where} "
+            f"{network.epochs}: {self._advice()}",
+            epoch=number,
+            step=origin.step,
+            layer=origin.layer,
+            tensor=origin.tensor,
         )
 
     def _advice(self) -> str:

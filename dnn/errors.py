@@ -21,7 +21,25 @@ class ModelFileError(DnnError):
 
 
 class NonFiniteLossError(DnnError, ArithmeticError):
-    """A loss, a weight or an answer is no finite number: training has diverged, or the data is too large."""
+    """A loss, a weight or an answer is no finite number: training has diverged, or the data is too large.
+
+    Of a training that has diverged it says where that began: in which epoch of the network's life, in which step of it
+    (1 being the first), in which layer (counted from 1, in the order of `summary`) and in which tensor, as "Z2", "dW3",
+    "W3" for the weights after an update, "v of W1" for the optimizer's state, "the loss". None is what is not known, or
+    not of a layer.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        layer: int | None = None,
+        tensor: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.epoch, self.step, self.layer, self.tensor = epoch, step, layer, tensor
 
 
 class NotEnoughMemoryError(DnnError, MemoryError):

@@ -12,6 +12,7 @@ from dnn.backends import Array, backend_of
 from dnn.batches import Batches
 from dnn.data import Examples, new_host_array, prepare, prepare_in_parts
 from dnn.data.scaling import of_answers
+from dnn.data.streaming import Stream, room_for_X
 from dnn.errors import NonFiniteLossError
 from dnn.heads import HEADS
 from dnn.layers import walk
@@ -21,13 +22,13 @@ from dnn.step import EVALUATE, PREDICT, Order, Step
 
 ACTIVATION_BYTES = 16_000_000
 """Of a batch, about: products large enough for all cores, buffers that stay in a large cache."""
+SAMPLE = 10_000
+"""Examples of a stream that speak for all."""
 COMPILE_MIN_MACS = 20_000_000_000
 """Multiplications from which on compiling a step is worth its few tenths of a second."""
 
 
 def _batches(network: Network, examples: Examples, rows: np.ndarray | None, goal: str, optimized: bool) -> Batches:
-    if rows is None:
-        rows = np.arange(examples.m)
     width = network.members * sum(n_in for _, _, n_in, _ in walk(network.stack, network.layer_sizes[0]))
     batch_size = max(1, ACTIVATION_BYTES // (network.dtype.itemsize * (width + network.layer_sizes[-1])))
 
@@ -107,7 +108,7 @@ def _evaluate_whole(
     """Of all examples at once: metrics that are no sums, and weights of all of them."""
     from dnn.data.weights import check_some, class_weights, with_weights
 
-    examples = prepare(network, X, Y, missing=missing)
+    examples = prepare(network, X, Y, missing=missing, memory=room_for_X(network.backend, None))
     plain = with_weights(network, examples, sample_weight)
     check_some(network, plain, None, "the examples")
     of_classes = class_weights(network, plain, class_weight, np.arange(examples.m))
@@ -137,8 +138,9 @@ def _why(network: Network, examples: Examples) -> str:
 
 
 def largest_input(examples: Examples) -> float:
-    """The largest magnitude in X as the network sees it."""
-    return largest(examples.X) * float(1 if examples.scale is None else examples.scale)
+    """The largest magnitude in X as the network sees it; of a stream, in some of it."""
+    X = examples.X.sample(SAMPLE) if isinstance(examples.X, Stream) else examples.X
+    return largest(X) * float(1 if examples.scale is None else examples.scale)
 
 
 def largest(array: Array) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from dnn.backends.plan.stepwise import temporary_bytes
 from dnn.batches import batches_of, is_loaded, loaded, loading_plan
 from dnn.callbacks import EarlyStopping
 from dnn.data import Examples
+from dnn.data.streaming import PART_BYTES, Stream, bytes_ahead, part_size
 from dnn.errors import NotEnoughMemoryError
 from dnn.layers import walk
 from dnn.network import Network
@@ -44,22 +46,24 @@ def place(
     room = free if limit is None else int(min(free, limit * GB))
     batch_size = min(settings.batch_size, len(rows))
 
+    streamed = isinstance(examples.X, Stream)
+
     def to_move(X: Array) -> int:
-        return 0 if backend.owns(X) else X.nbytes
+        return 0 if backend.owns(X) or isinstance(X, Stream) else X.nbytes
 
     def needs(size: int, fed: bool) -> int:
         return training_bytes(network, examples, rows, size, settings, fed, precision)
 
     if limit is None and _at_most(network, examples, validation, batch_size) < free:
         return examples.on(backend), None if validation is None else validation.on(backend)
-    needed = needs(batch_size, False) + to_move(examples.X)
-    fed = False
+    needed = needs(batch_size, streamed) + to_move(examples.X)
+    fed = streamed
     if to_move(examples.X) and needed > min(room, free - RESERVED_BYTES):
         needed_fed = needs(batch_size, True)
         fed = needed_fed < needed  # a large batch's buffers may take more than X
         needed = min(needed, needed_fed)
     if needed > room:
-        fits = _largest(batch_size, lambda size: needs(size, bool(to_move(examples.X))) <= room)
+        fits = _largest(batch_size, lambda size: needs(size, streamed or bool(to_move(examples.X))) <= room)
         if fits:
             fix = f"the largest batch that fits is {fits}, not {batch_size}"
         else:
@@ -68,12 +72,12 @@ def place(
         raise NotEnoughMemoryError(
             f"training takes {needed / GB:.3g} GB on {backend.name}, {room / GB:.3g} GB are {allowed}: {fix}"
         )
-    if fed:
+    if fed and not streamed:
         log_once(
             f"X takes {examples.X.nbytes / GB:.3g} GB, more than {backend.name} has room for beside the training: "
             "it stays on the host, and its batches are copied while the device computes"
         )
-    else:
+    elif not streamed:
         examples = examples.on(backend)
     if validation is not None and needed + to_move(validation.X) <= min(room, free - RESERVED_BYTES):
         validation = validation.on(backend)
@@ -85,8 +89,12 @@ def _at_most(network: Network, examples: Examples, validation: Examples | None, 
     arrays_of_a_batch = arrays_of_the_weights = 64
     width = sum(n_in for _, _, n_in, _ in walk(network.stack, network.layer_sizes[0])) + sum(network.layer_sizes)
     sizes = arrays_of_a_batch * batch_size * network.members * width + arrays_of_the_weights * network.n_parameters
-    data = sum(2 * part.X.nbytes for part in (examples, validation) if part is not None)
+    data = sum(2 * _in_memory(part.X) for part in (examples, validation) if part is not None)
     return 8 * sizes + 32 * examples.m + data + RESERVED_BYTES
+
+
+def _in_memory(X: Array) -> int:
+    return X.memory + PART_BYTES if isinstance(X, Stream) else X.nbytes
 
 
 class _Shape:
@@ -125,8 +133,18 @@ def training_bytes(
     alone, n_in = batch_size >= m, network.layer_sizes[0]
     loading, order = GATHERED, None
     if not alone:
-        order = Order(_Shape((m * network.members,), np.dtype(np.int64)), _Shape((1,), np.dtype(np.int64)))
+        stream = examples.X if isinstance(examples.X, Stream) and backend.owns(np.empty(0)) else None
+        n = m if stream is None else 2 * part_size(stream, batch_size, network.members)
+        order = Order(_Shape((n * network.members,), np.dtype(np.int64)), _Shape((1,), np.dtype(np.int64)))
         total += 2 * order.rows.nbytes + order.position.nbytes  # the order, and another that it is replaced by
+        if stream is not None:
+            total += bytes_ahead(stream, batch_size, network.members) + 4 * m * network.members
+            rings = {
+                name: _Shape((n * network.members, array.shape[1]), array.dtype)
+                for name, array in examples.arrays().items()
+                if array is not None
+            }
+            examples, fed = replace(examples, **rings), False
     if alone:
         loading = IN_PLACE
         if fed or not is_loaded(examples, rows, dtype):

@@ -28,7 +28,9 @@ from dnn.specification import as_setting, check_settings, code_columns, in_words
 from dnn.state import TrainingState
 
 if TYPE_CHECKING:
+    from dnn.data.schema import Schema
     from dnn.training import History
+    from dnn.unfinished import Unfinished
 
 OTHER_FAMILY = 4
 """First word of the seed for weights of layers that are not dense."""
@@ -56,9 +58,12 @@ class Network:
     loss          what is minimised: None, the output's own; or one of dnn.losses, or an object with its two methods
     members       so many networks in one, trained side by side on shuffles of their own; answers are their mean
     shared        "tabm": the members share their weights but for factors on inputs and outputs, biases and heads
+    schema        what makes numbers of a table's columns, as `dnn.Schema.learn` gives it: tables are then taken as they
+                  are, in whatever order their columns come; the first size is `schema.width`
 
     `parameters["W1"]` is the device's view; assigning to it copies. `epochs` counts those trained so far, `classes`
-    names the classes where a data file did, `feature_names` the features where X was a table.
+    names the classes where a data file did, `feature_names` the features where X was a table; `history` is of the last
+    fit, of one that was interrupted too.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Network:
         loss: str | Loss | None = None,
         members: int = 1,
         shared: str | None = None,
+        schema: Schema | None = None,
     ) -> None:
         self.layers = specified(layer_sizes, layers, activation, initializer, dropout, norm)
         n_in = layer_sizes if layers is not None else layer_sizes[0]  # type: ignore[index]
@@ -96,6 +102,14 @@ class Network:
             shared=shared,
         )
         self.layer_sizes = sizes_of(int(n_in), self.layers)  # type: ignore[arg-type]
+        if schema is not None and not hasattr(schema, "width"):
+            raise TypeError(f"schema must be what dnn.Schema.learn(X) gives, got {schema!r:.100}")
+        if schema is not None and schema.width != self.layer_sizes[0]:
+            raise ValueError(
+                f"the schema makes {schema.width} features of a row, and the network takes {self.layer_sizes[0]}: give "
+                f"schema.width as its first size"
+            )
+        self.schema = schema
         self.spelled_out = layers is not None
         """Whether the layers were given one by one."""
         self.activation = as_setting("relu" if activation is None else activation) if layers is None else None
@@ -126,6 +140,13 @@ class Network:
         """The layers as they are computed."""
         self.training_state: TrainingState | None = None
         """What the last fit left for the next to go on with."""
+        self.history: History | None = None
+        self.unfinished: Unfinished | None = None
+        """The fit that the next call of `fit` goes on with: `dnn.resume` sets it."""
+        self.run_folder: str | None = None
+        """Where the checkpoints of this network are."""
+        self.fit_record: Unfinished | None = None
+        """What the last of them knows of its fit."""
         self._allocate(self.shapes, self.state_shapes)
 
     @property
@@ -202,7 +223,8 @@ class Network:
                         view = holder[numbered(name, number)]
                         initial = np.broadcast_to(np.asarray(layer.initial(name, shape, draw), np.float64), shape)
                         part = view if self.copies == 1 else view[member]
-                        part[...] = self.backend.asarray(initial.astype(self.dtype))
+                        with np.errstate(over="ignore"):  # the settings of a file may be too large for its dtype
+                            part[...] = self.backend.asarray(initial.astype(self.dtype))
 
     def __copy__(self) -> Network:
         return copy.deepcopy(self)  # two networks do not share weights
@@ -226,13 +248,19 @@ class Network:
     # ------------------------------------------------------------------------------------- use
 
     def fit(self, X: Any, Y: Any, **settings: Any) -> History:
-        """Train on X, Y and return the History. The keywords are the fields of `dnn.training.FitSettings`."""
+        """Train on X, Y and return the History. The keywords are the fields of `dnn.training.FitSettings`.
+
+        A network from `dnn.resume` goes on with the fit that has not ended, by the settings of that.
+        """
         from dnn.training import FitSettings, Trainer
 
-        return Trainer(self, FitSettings.of(settings)).fit(X, Y)
+        unfinished = self.unfinished
+        given = FitSettings.of(settings) if unfinished is None else unfinished.settings_with(self, settings)
+        return Trainer(self, given, unfinished).fit(X, Y)
 
     def partial_fit(self, X: Any, Y: Any, **settings: Any) -> History:
         """One pass over X, Y, without a progress bar; by default with the optimizer of the last fit, and its state."""
+        self.unfinished = None  # what is left of another fit is another matter
         if self.training_state is not None:
             settings.setdefault("optimizer", self.training_state.optimizer)
         return self.fit(X, Y, **({"epochs": 1, "verbose": False} | settings))
@@ -306,11 +334,14 @@ class Network:
             f"X: a network with {in_words(layer)} takes what it needs from the data of its first fit: fit it first"
         )
 
-    def save(self, path: str | PathLike[str], force: bool = False) -> None:
-        """Write a model file (see dnn.model_file). An existing one is replaced only with `force`."""
+    def save(self, path: str | PathLike[str], force: bool = False, training_state: bool | None = None) -> None:
+        """Write a model file (see dnn.model_file). An existing one is replaced only with `force`.
+
+        With what a next fit goes on with, the optimizer's state above all, unless `training_state` is False.
+        """
         from dnn import model_file
 
-        model_file.save(self, path, force=force)
+        model_file.save(self, path, force, training_state)
 
     # ------------------------------------------------------------------------------------- in words
 

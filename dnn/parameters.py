@@ -59,8 +59,12 @@ class Parameters(Mapping[str, Array]):
         self._views = self._make_views()
 
     def _make_views(self) -> dict[str, Array]:
+        return self.named(self.flat)
+
+    def named(self, flat: Array) -> dict[str, Array]:
+        """Views of the parameters in another buffer of this layout."""
         return {
-            name: self.flat[start : start + math.prod(self.shapes[name])].reshape(self.shapes[name])
+            name: flat[start : start + math.prod(self.shapes[name])].reshape(self.shapes[name])
             for name, start in self._starts.items()
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,10 +28,10 @@ class _Bar(Progress):
 
     FORMAT = "{desc} |{bar}| {percentage:.0f}% {remaining}"
 
-    def __init__(self, bar: Any, epochs: int) -> None:
+    def __init__(self, bar: Any, epochs: int, done: int) -> None:
         self._bar = bar
         self._epochs = epochs
-        self._done = 0
+        self._done = done
         self.last_line = ""
 
     def steps_done(self, steps: int) -> None:
@@ -48,9 +48,9 @@ class _Bar(Progress):
 class _Lines(Progress):
     """A line for the first and the last epoch, and at most one every LINE_EVERY seconds in between."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, done: int) -> None:
         self._epochs = epochs
-        self._done = 0
+        self._done = done
         self._last_line = -math.inf
 
     def epoch_done(self, epoch: int, measured: dict[str, float]) -> None:
@@ -89,24 +89,32 @@ def _show(line: str, stream: Any) -> None:
         print(line, file=stream, flush=True)
 
 
+def note(line: str, verbose: bool | None) -> None:
+    """Show a line before the progress, where that is shown."""
+    if sys.stderr is not None and (verbose or (verbose is None and _is_terminal(sys.stderr))):
+        _show(line, sys.stderr)
+
+
 @contextmanager
-def show_progress(epochs: int, batches: int, verbose: bool | None) -> Iterator[Progress]:
+def show_progress(epochs: int, batches: int, verbose: bool | None, done: int = 0, batch: int = 0) -> Iterator[Progress]:
+    """The progress of so many epochs of so many batches, of which some are done already."""
     if verbose is False or sys.stderr is None:
         yield Progress()
     elif (notebook := _notebook()) is not None or _is_terminal(sys.stderr):
         stream = sys.stderr if notebook is None else _CellLine(notebook)
         bar = _tqdm(
             total=epochs * batches,
-            desc=f"0/{epochs}",
+            initial=done * batches + batch,
+            desc=f"{done}/{epochs}",
             bar_format=_Bar.FORMAT,
             file=stream,
             dynamic_ncols=notebook is None,
             leave=False,
         )
         if bar is None:
-            yield _Lines(epochs)
+            yield _Lines(epochs, done)
             return
-        progress = _Bar(bar, epochs)
+        progress = _Bar(bar, epochs, done)
         try:
             yield progress
         finally:
@@ -115,9 +123,28 @@ def show_progress(epochs: int, batches: int, verbose: bool | None) -> Iterator[P
             if progress.last_line:
                 _show(progress.last_line, stream)
     elif verbose:
-        yield _Lines(epochs)
+        yield _Lines(epochs, done)
     else:
         yield Progress()
+
+
+@contextmanager
+def show_share(what: str, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; what is yielded is called with how much is done and how much there is."""
+    bar: Any = None
+    if show and sys.stderr is not None and _is_terminal(sys.stderr):
+        bar = _tqdm(total=1, desc=what, bar_format=_Bar.FORMAT, file=sys.stderr, dynamic_ncols=True, leave=False)
+
+    def share(done: int, of: int) -> None:
+        with suppress(Exception):
+            bar.total = of
+            bar.update(done - bar.n)
+
+    try:
+        yield share if bar is not None else lambda done, of: None
+    finally:
+        with suppress(Exception):
+            bar.close()
 
 
 def _tqdm(**settings: Any) -> Any:

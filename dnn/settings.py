@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from os import PathLike, fsdecode
 from typing import Any
 
 from dnn.callbacks import EarlyStopping, checked_callbacks, checked_early_stopping
+from dnn.configuration import from_config, to_config
 from dnn.data.weights import check_class_weight
 from dnn.errors import (
     check_at_least,
@@ -17,11 +20,25 @@ from dnn.errors import (
     check_whole,
     nearest,
 )
-from dnn.optimizers import Adam, Optimizer, checked_optimizer
-from dnn.schedules import Schedule, checked_schedule
+from dnn.functional.metrics import NamedMetric
+from dnn.metrics import METRICS, Pinball, TopK
+from dnn.optimizers import OPTIMIZERS, Adam, Optimizer, checked_optimizer
+from dnn.schedules import SCHEDULES, Schedule, checked_schedule
 from dnn.updating import Updating
 
 MISSING = "error", "mask"
+OF_DATA = "validation_data", "sample_weight", "callbacks"
+"""Settings that no file keeps: who resumes a fit gives them again."""
+OF_A_RUN = "verbose", "memory_limit", "checkpoint", "checkpoint_every"
+"""Settings that change nothing of what a fit computes."""
+CONFIGURED: dict[str, tuple[Mapping[str, type], str]] = {
+    "optimizer": (OPTIMIZERS, "dnn.optimizers.OPTIMIZERS"),
+    "schedule": (SCHEDULES, "dnn.schedules.SCHEDULES"),
+    "weight_decay_schedule": (SCHEDULES, "dnn.schedules.SCHEDULES"),
+    "early_stopping": ({"early_stopping": EarlyStopping}, ""),
+}
+"""Settings that are configurations, with their kinds and where these are registered."""
+_METRICS: dict[str, type] = {"top_k": TopK, "pinball": Pinball}
 
 
 @dataclass(frozen=True)
@@ -53,10 +70,13 @@ class FitSettings:
     verbose           None: a progress bar on a terminal and in a notebook, else silent; True: also elsewhere, a line
                       for the first and the last epoch and at most one every 10 s; False: silent
     memory_limit      GB of device memory to use; None: all that is free. If X does not fit as well, it stays on the
-                      host, and its batches are copied while the device computes. NotEnoughMemoryError, before any
-                      training, if the training itself does not fit
+                      host, and its batches are copied while the device computes; on the CPU, data in a file that would
+                      take more than half of it stays there, and is read while it trains. NotEnoughMemoryError, before
+                      any training, if the training itself does not fit
     threads           CPU threads, at most one per core; None: DNN_NUM_THREADS, OMP_NUM_THREADS or
                       OPENBLAS_NUM_THREADS, else one per core. Runs with the same number are reproducible
+    checkpoint        a folder for checkpoints, from which `dnn.resume` goes on to the same bits: see dnn.checkpoint
+    checkpoint_every  steps between two, or a time such as "30s"; None: only where the fit ends, or a signal ends it
     precision         precision of a training step; None: the network's dtype. A float32 network can use tf32, float16
                       or bfloat16 if the backend has them, see `dnn.precision`. A second fit in the same precision
                       continues with its loss scale
@@ -87,6 +107,8 @@ class FitSettings:
     memory_limit: float | None = None
     threads: int | None = None
     precision: str | None = None
+    checkpoint: str | PathLike[str] | None = None
+    checkpoint_every: int | str | None = "300s"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):  # it may be a NumPy integer
@@ -116,6 +138,7 @@ class FitSettings:
             raise TypeError(f"metrics must be names or functions, or a list of them, got {self.metrics!r}")
         self._set("metrics", (self.metrics,) if one else tuple(self.metrics))
         check_choice("missing_targets", self.missing_targets, MISSING)
+        self._check_checkpoints()
         check_class_weight(self.class_weight)
 
     def _check_updates(self) -> None:
@@ -134,6 +157,15 @@ class FitSettings:
         for schedule in (self.schedule, self.weight_decay_schedule):
             if isinstance(schedule, Schedule):
                 schedule.check_for(self.epochs)
+
+    def _check_checkpoints(self) -> None:
+        if self.checkpoint is not None:
+            if not isinstance(self.checkpoint, (str, bytes, PathLike)):
+                raise TypeError(f"checkpoint must be the path of a folder, got {self.checkpoint!r}")
+            if not fsdecode(self.checkpoint):
+                raise ValueError("checkpoint must be the path of a folder, got an empty one")
+        if self.checkpoint_every is not None:
+            self._set("checkpoint_every", checked_every(self.checkpoint_every))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -159,6 +191,53 @@ class FitSettings:
                 raise TypeError(f"fit has no setting {name!r}{hint}")
         return cls(**settings)
 
+    def config(self) -> tuple[dict[str, Any], list[str]]:
+        """What a file keeps of the settings, for JSON, and the names of those that have to be given again.
+
+        ValueError names what is not known by a name.
+        """
+        found: dict[str, Any] = {}
+        given = {name: getattr(self, name) for name in OF_DATA}
+        again = [name for name, value in given.items() if value is not None and not (name == "callbacks" and not value)]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in (*OF_DATA, *OF_A_RUN):
+                continue
+            if item.name in CONFIGURED:
+                value = None if value is None else to_config(value, *CONFIGURED[item.name])
+            elif item.name == "metrics":
+                value = [_metric_config(metric) for metric in value]
+                if None in value:
+                    again.append("metrics")
+                    continue
+            elif isinstance(value, Mapping):
+                value = [[key, weight] for key, weight in value.items()]
+            found[item.name] = value
+        try:
+            text = json.dumps(found, default=lambda number: number.item())  # NumPy's numbers as Python's
+        except (TypeError, AttributeError) as cause:
+            raise ValueError(f"a checkpoint stores settings as numbers and names: {cause}") from None
+        return json.loads(text), again
+
+    @classmethod
+    def from_config(cls, config: Any) -> dict[str, Any]:
+        """The keywords that `config` kept; ValueError or TypeError where these are none."""
+        if not isinstance(config, dict):
+            raise TypeError(f"settings: expected a dictionary, got {config!r:.100}")
+        found = dict(config)
+        for name, (kinds, _) in CONFIGURED.items():
+            if found.get(name) is not None:
+                found[name] = from_config(found[name], kinds, name)
+        if "metrics" in found:
+            found["metrics"] = [
+                from_config(metric, _METRICS, "metrics") if isinstance(metric, dict) else metric
+                for metric in found["metrics"]
+            ]
+        if isinstance(found.get("class_weight"), list):
+            found["class_weight"] = dict(found["class_weight"])
+        cls.of(found)
+        return found
+
     def updating(self, per_epoch: int) -> Updating:
         """What a step does with gradients."""
         assert isinstance(self.optimizer, Optimizer)
@@ -178,6 +257,26 @@ class FitSettings:
             per_epoch,
             self.epochs,
         )
+
+
+def checked_every(value: Any) -> int | str:
+    """Steps, at least 1, or seconds as in "30s"; ValueError or TypeError where it is neither."""
+    if isinstance(value, str):
+        seconds = value.removesuffix("s")
+        if value.endswith("s") and seconds.replace(".", "", 1).isdecimal() and float(seconds) > 0:
+            return value
+        raise ValueError(f'checkpoint_every must be a number of steps or a time such as "30s", got {value!r}')
+    return check_at_least("checkpoint_every", value)
+
+
+def _metric_config(metric: Any) -> Any:
+    """A name, or a configuration; None of a function of the user's own."""
+    if isinstance(metric, str):
+        return metric
+    if isinstance(metric, tuple(_METRICS.values())):
+        return to_config(metric, _METRICS, "")
+    known = isinstance(metric, NamedMetric) and METRICS.get(metric.name) is metric
+    return metric.name if known else None
 
 
 def _check_validation(data: Any, split: Any) -> None:

@@ -185,12 +185,16 @@ def _check_scales(input_scale: Any, target_scale: Any, output: str, dtype: Any, 
         check_choice("target_scale", target_scale, TARGET_SCALES)
         if output != "linear":
             raise ValueError(f"target_scale is for output 'linear', not for {output!r}: leave it out")
-        of_its_own = hasattr(loss, "answer") or hasattr(loss, "check_targets")
-        if of_its_own and not isinstance(loss, GaussianNLL):
+        if not can_scale_targets(loss):
             raise ValueError(
                 f"target_scale is not for the loss {type(loss).__name__}, whose targets and answers have units of "
                 "their own: leave it out"
             )
+
+
+def can_scale_targets(loss: Loss | None) -> bool:
+    """Whether the targets of this loss of a linear output can be scaled: they have no units of their own."""
+    return isinstance(loss, GaussianNLL) or not (hasattr(loss, "answer") or hasattr(loss, "check_targets"))
 
 
 def _dtype_name(dtype: Any) -> Any:

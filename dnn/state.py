@@ -86,6 +86,11 @@ class TrainingState:
             found["weights"] = flat, dtype, 0.0
         return found
 
+    @property
+    def of_parameters(self) -> set[str]:
+        """The arrays of the parameters' shape, beside the weights in 16 bits."""
+        return {*self.optimizer.arrays, "average", "gradients"}
+
     def kept(self, precision: str | None) -> dict[str, Array]:
         """The arrays that a training in this precision goes on with."""
         same = precision == self.precision

@@ -27,7 +27,7 @@ from dnn.backends.plan import Buffer, Plan, Value
 from dnn.backends.plan.graph import View
 from dnn.data import Examples
 from dnn.heads import HEADS
-from dnn.layers.base import Backward, Binding, cast, joined, part_of_rows
+from dnn.layers.base import Backward, Binding, Name, cast, joined, part_of_rows
 from dnn.network import Network
 from dnn.optimizers import SGD, Optimizer
 from dnn.precision import compute_dtype
@@ -111,6 +111,7 @@ class Step:
         weights = self._weights(theta)
         self._layer_state = plan.array("layer_state", network.layer_state.flat) if network.layer_state else None
         self._new_state: dict[str, tuple[Value, Value]] = {}
+        plan.name(batch.X, Name("X"))
         grad = None
         if goal not in (PREDICT, EVALUATE):
             grad = self._buffer("grad", theta.shape, self._dtype, keeps=goal == GRADIENTS)
@@ -130,6 +131,7 @@ class Step:
             Y, weight, counted = (None if a is None else plan.call(tiled, a, k=k) for a in (Y, weight, counted))
         Y_loss = plan.call(head.targets, Y, K=network.layer_sizes[-1])
         losses = plan.call(loss.losses, logits, Y_loss)
+        plan.name(losses, Name("the loss"))
         if goal == EVALUATE:
             measured = self._measured(P, batch.Y)
         else:
@@ -141,6 +143,7 @@ class Step:
             return
         assert grad is not None
         gradient = plan.call(loss.gradient, logits, Y_loss)
+        plan.name(gradient, Name("the gradient of the loss"))
         if weight is None:
             dZ = plan.call(scaled, gradient, factor=network.copies / losses.size)
         else:
@@ -293,21 +296,21 @@ class _Owner:
 
     def __init__(self, step: Step, weights: Buffer, grad: Buffer | None, copy: int) -> None:
         self._step, self._weights, self._grad = step, weights, grad
-        self._copy = copy if step._network.copies > 1 else None
+        self.copy = copy if step._network.copies > 1 else None
         self.plan, self.dtype = step.plan, step._dtype
         self.training = step.goal not in (PREDICT, EVALUATE)
 
     def parameter(self, name: str, member: int | None) -> Value:
         parameters = self._step._network.parameters
-        return self.plan.read(parameters.part(self._weights, name, self._copy if member is None else member))
+        return self.plan.read(parameters.part(self._weights, name, self.copy if member is None else member))
 
     def gradient(self, name: str, value: Value, member: int | None) -> None:
         assert self._grad is not None
-        place = self._step._network.parameters.part(self._grad, name, self._copy if member is None else member)
+        place = self._step._network.parameters.part(self._grad, name, self.copy if member is None else member)
         self.plan.store(place, value)
 
     def _state_name(self, name: str) -> str:
-        return name if self._copy is None else f"{name}/{self._copy}"
+        return name if self.copy is None else f"{name}/{self.copy}"
 
     def state(self, name: str) -> Value:
         return self.plan.read(self._step._state_part(self._state_name(name)))
@@ -325,7 +328,7 @@ class _Owner:
         step = self._step
         assert step._state is not None, "a step that draws random numbers has a state that counts them"
         counter = updating.plan_array(self.plan, "steps", step._state["steps"], weak=False)
-        return step._network.seed, self._copy or 0, self.plan.read(counter)
+        return step._network.seed, self.copy or 0, self.plan.read(counter)
 
 
 class Batch(NamedTuple):

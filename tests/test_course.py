@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -65,9 +66,42 @@ def accuracy(X, y, parameters, capsys) -> float:
     return float(value)
 
 
-def test_L_layer_model_gives_the_published_costs_and_accuracies(cats, capsys):
+CATS = [12288, 20, 7, 5, 1]
+
+
+def test_L_layer_model_gives_the_published_costs_and_accuracies(cats, capsys, monkeypatch):
+    """All of them in a fraction of the time: with the pictures in coordinates of their span, X = QR.
+
+    No gradient of W1 leaves that span, so the same weights learn the same in 209 coordinates as in 12,288 pixels.
+    """
     train_X, train_y, test_X, test_y = cats
-    parameters, costs = course.L_layer_model(train_X, train_y, [12288, 20, 7, 5, 1], num_iterations=2500)
+    Q, R = np.linalg.qr(train_X)
+    drawn = Network(CATS, initializer="course_scaled", seed=1, dtype="float64").parameters
+
+    def in_the_span(sizes: list[int], **settings: Any) -> Network:
+        network = Network(sizes, **settings)
+        for name in drawn:
+            network.parameters[name] = drawn[name] @ Q if name == "W1" else drawn[name]
+        return network
+
+    monkeypatch.setattr(course, "Network", in_the_span)
+    parameters, costs = course.L_layer_model(R, train_y, [R.shape[0], *CATS[1:]], num_iterations=2500)
+    np.testing.assert_allclose(costs, list(COSTS.values()), rtol=0, atol=1e-12)
+    parameters["W1"] = drawn["W1"] + (parameters["W1"] - drawn["W1"] @ Q) @ Q.T
+    assert accuracy(train_X, train_y, parameters, capsys) == pytest.approx(0.9856459330143539, abs=1e-12)
+    assert accuracy(test_X, test_y, parameters, capsys) == pytest.approx(0.8, abs=1e-12)
+
+
+def test_L_layer_model_gives_the_first_published_costs_from_pixels(cats):
+    train_X, train_y, _, _ = cats
+    _, costs = course.L_layer_model(train_X, train_y, CATS, num_iterations=101)
+    np.testing.assert_allclose(costs, [COSTS[0], COSTS[100]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_L_layer_model_gives_the_published_costs_and_accuracies_from_pixels(cats, capsys):
+    train_X, train_y, test_X, test_y = cats
+    parameters, costs = course.L_layer_model(train_X, train_y, CATS, num_iterations=2500)
     np.testing.assert_allclose(costs, list(COSTS.values()), rtol=0, atol=1e-12)
     assert accuracy(train_X, train_y, parameters, capsys) == pytest.approx(0.9856459330143539, abs=1e-12)
     assert accuracy(test_X, test_y, parameters, capsys) == pytest.approx(0.8, abs=1e-12)
@@ -76,16 +110,16 @@ def test_L_layer_model_gives_the_published_costs_and_accuracies(cats, capsys):
 def test_fit_in_full_batches_of_bytes_gives_the_first_published_costs(cats):
     train_X, train_y, _, _ = cats
     bytes_X = np.round(train_X.T * 255).astype(np.uint8)
-    network = Network([12288, 20, 7, 5, 1], initializer="course_scaled", seed=1, dtype="float64")
-    history = network.fit(bytes_X, train_y.T, epochs=201, batch_size=209, optimizer=SGD(0.0075))
-    costs = [history.history["loss"][i] for i in (0, 100, 200)]
-    np.testing.assert_allclose(costs, [COSTS[i] for i in (0, 100, 200)], rtol=0, atol=1e-12)
+    network = Network(CATS, initializer="course_scaled", seed=1, dtype="float64")
+    history = network.fit(bytes_X, train_y.T, epochs=101, batch_size=209, optimizer=SGD(0.0075))
+    costs = [history.history["loss"][i] for i in (0, 100)]
+    np.testing.assert_allclose(costs, [COSTS[i] for i in (0, 100)], rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow
 def test_fit_in_full_batches_gives_all_published_costs(cats):
     train_X, train_y, _, _ = cats
-    network = Network([12288, 20, 7, 5, 1], initializer="course_scaled", seed=1, dtype="float64")
+    network = Network(CATS, initializer="course_scaled", seed=1, dtype="float64")
     history = network.fit(train_X.T, train_y.T, epochs=2500, batch_size=209, optimizer=SGD(0.0075))
     costs = [history.history["loss"][i] for i in COSTS]
     np.testing.assert_allclose(costs, list(COSTS.values()), rtol=0, atol=1e-12)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn import batches, epochs
-from dnn.backends import Backend
+from dnn import batches, diagnosis, epochs
+from dnn.activations import ACTIVATIONS, Activation
+from dnn.backends import Backend, use_compiled_steps
 from dnn.errors import NonFiniteLossError
 from dnn.state import Snapshot, TrainingState
 from dnn.step import Step
@@ -197,3 +198,163 @@ def test_snapshots_take_a_hundredth_of_the_time(monkeypatch):
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(20)) < 0.01 * 0.5
+
+
+# ------------------------------------------------------------------------------------ where it began
+
+
+def diverged(network: dnn.Network, X=X, Y=Y, **settings) -> NonFiniteLossError:
+    with pytest.raises(NonFiniteLossError) as raised:
+        network.fit(X, Y, **({"epochs": 20, "batch_size": 10} | settings))
+    assert "\n" not in str(raised.value) and raised.value.epoch == network.epochs + 1
+    return raised.value
+
+
+def first_bad_batch(network: dnn.Network, **settings) -> int:
+    """The number of the first batch of the last epoch whose loss is not finite."""
+    losses: list[list[float]] = []
+
+    class Look:
+        def on_batch_end(self, event: dnn.Event) -> None:
+            if event.batch == 1:
+                losses.append([])
+            losses[-1].append(float(event.network.backend.to_numpy(event.loss_on_device)[0]))
+
+    error = diverged(network, callbacks=[Look()], **settings)
+    # what a callback does, running batches again would not
+    assert error.step is error.layer is error.tensor is None and "it began" not in str(error)
+    return int(np.argmin(np.isfinite(losses[-1]))) + 1
+
+
+@pytest.mark.parametrize(
+    ("backend_name", "made", "settings"),
+    [
+        ("numpy", {}, {}),
+        ("numpy", {}, {"batch_size": 60}),
+        ("numpy", {"norm": "layer", "dropout": 0.2}, {"accumulate": 2, "batch_size": 7}),
+        ("numpy", {"members": 2}, {"optimizer": dnn.Momentum(10.0), "moving_average": 0.9}),
+        ("standin", {}, {"memory_limit": 1e-5}),
+        (
+            "standin",
+            {},
+            {"precision": "bfloat16", "optimizer": dnn.SGD(0.4), "early_stopping": 3, "validation_split": 0.2},
+        ),
+    ],
+    ids=["gathered", "in place", "random", "members", "fed", "16 bits"],
+)
+def test_a_divergence_names_the_step_in_which_it_began_and_leaves_what_was_there(backend_name, made, settings):
+    settings = {"optimizer": dnn.SGD(10.0), "batch_size": 10} | settings
+    network, seen, expected = (regression(backend_name, (4, 8, 8, 1), **made) for _ in range(3))
+    with use_compiled_steps(not made):
+        error = diverged(network, **settings)
+        assert error.step == first_bad_batch(seen, **settings)
+        assert error.tensor in ("Z1", "Z2", "Z3", "the loss") and "overflows" in str(error)
+        assert f": it began in step {error.step} of epoch {error.epoch}, " in str(error)
+        if network.epochs:
+            expected.fit(X, Y, **settings, epochs=network.epochs)
+    assert network.epochs == seen.epochs == expected.epochs
+    assert everything(network) == everything(expected)
+
+
+def test_an_enormous_weight_is_named_with_the_layer_that_it_makes_overflow(backend: Backend):
+    network = regression(backend, (4, 8, 8, 1), norm="rms")
+    network.parameters["W2"] = np.full((8, 8), 3e38)
+    error = diverged(network)
+    assert (error.epoch, error.step, error.layer, error.tensor) == (1, 1, 4, "Z2")
+    assert "in step 1 of epoch 1, layer 4 (dense): Z2 overflows float32 (largest before: W2 3e+38, " in str(error)
+
+
+def test_an_activation_of_ones_own_that_overflows_is_named(backend: Backend, monkeypatch):
+    def forward(xp, Z):
+        return xp.where(Z < 0, 0, xp.exp(-Z)) + xp.where(Z < 0, 0, xp.exp(Z))
+
+    # in layer 1 an exponential overflows that is masked: it began later
+    monkeypatch.setitem(ACTIVATIONS, "own", Activation(forward, lambda xp, dA, A: dA * A, ("A",)))
+    network = regression(backend, (4, 3, 2, 1), activation="own")
+    network.parameters["W1"], network.parameters["b1"] = np.zeros((3, 4)), np.full(3, -1e6)
+    network.parameters["b2"] = np.array([0, 200])
+    error = diverged(network)
+    assert (error.step, error.layer, error.tensor) == (1, 2, "A2")
+    assert "layer 2 (dense): A2 overflows float32 (largest before: b1 1e+06, Z1 1e+06)" in str(error)
+
+
+def test_a_loss_that_is_infinite_for_one_example_names_it_and_its_step(backend: Backend):
+    class Steep:
+        def losses(self, xp, Z, Y):
+            return (Z - Y) * (Z - Y) + xp.where(Y > 100, xp.exp(Y), 0)
+
+        def gradient(self, xp, Z, Y):
+            return Z - Y
+
+    network = regression(backend, (4, 1), loss=Steep())
+    error = diverged(network, Y=np.where(np.arange(60) == 17, 200, Y), optimizer=dnn.SGD(0.0))
+    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([1, 1, 0]))).permutation(60)
+    assert error.step == int(np.flatnonzero(order == 17)[0]) // 10 + 1
+    assert (error.layer, error.tensor) == (None, "the loss")
+    assert f"in step {error.step} of epoch 1, the loss of example 17 overflows float32 (largest before: " in str(error)
+
+
+class Pushing:
+    """A loss that hardly changes, with a gradient that is far too large."""
+
+    def __init__(self, gradient: float) -> None:
+        self._gradient = gradient
+
+    def losses(self, xp, Z, Y):
+        return xp.absolute(Y)
+
+    def gradient(self, xp, Z, Y):
+        return Z * 0 + self._gradient
+
+
+@pytest.mark.parametrize(
+    ("gradient", "optimizer", "step", "tensor", "words"),
+    [
+        (1e19, dnn.Adam(0.0), 4, "v of b2", "Adam's v of b2 overflows float32 (largest before: "),
+        (2e18, dnn.SGD(1e20), 2, "b2", "b2 after the update overflows float32 (largest before: b2 2e+38, "),
+        (3e38, dnn.SGD(0.0), 1, "dW2", "dW2 overflows float32 (largest before: b1 10, Z2 2"),
+    ],
+    ids=["state", "weights", "gradient"],
+)
+def test_what_an_update_makes_infinite_is_named(gradient, optimizer, step, tensor, words, backend: Backend):
+    network = regression(backend, (4, 8, 1), loss=Pushing(gradient))
+    network.parameters["b1"] = np.full(8, 10 if tensor == "dW2" else -10)  # A1
+    error = diverged(network, optimizer=optimizer, epochs=2)
+    assert (error.step, error.layer, error.tensor) == (step, 2, tensor), str(error)
+    assert f"layer 2 (dense): {words}" in str(error)
+    assert (", db2 1e+19, v of b2 3e+38)" in str(error)) == (tensor == "v of b2")
+
+
+def test_the_member_and_the_statistics_of_a_layer_are_named():
+    network = regression("numpy", (4, 8, 1), members=3, norm="batch")
+    W1 = np.array(network.parameters["W1"])
+    W1[1, 3] = 1e25
+    network.parameters["W1"] = W1
+    error = diverged(network, optimizer=dnn.SGD(0.0))
+    assert (error.step, error.layer, error.tensor) == (1, 2, "variance1")
+    assert ", layer 2 (norm), member 1: variance1 overflows float32 (largest before: W1 1e+25, Z1 " in str(error)
+    network = regression("numpy", (4, 8, 1), members=3, loss=Pushing(2e18))
+    network.parameters["b2"] = np.array([[0], [0], [-3e38]])
+    error = diverged(network, optimizer=dnn.SGD(1e20))
+    assert (error.step, error.layer, error.tensor) == (1, 2, "b2")
+    assert ", layer 2 (dense), member 2: b2 after the update overflows float32" in str(error)
+
+
+def test_features_in_16_bits_that_overflow_are_named():
+    network = regression("standin", (4, 8, 1))
+    far = np.where(np.arange(240).reshape(60, 4) == 17 * 4 + 3, 1e5, X)
+    error = diverged(network, X=far, optimizer=dnn.SGD(0.0), precision="float16")
+    assert error.tensor == "X" and "X of example 17, feature 3 overflows float16" in str(error)
+
+
+def test_without_memory_to_find_the_place_the_error_says_the_epoch(monkeypatch):
+    def out_of_memory(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(diagnosis._Batch, "origin", out_of_memory)
+    network, expected = regression(sizes=(4, 8, 1)), regression(sizes=(4, 8, 1))
+    settings = {"optimizer": dnn.SGD(0.3), "batch_size": 10}
+    error = diverged(network, **settings)
+    assert network.epochs and error.step is None and "it began" not in str(error)
+    expected.fit(X, Y, **settings, epochs=network.epochs)
+    assert everything(network) == everything(expected)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from dnn import files
+from dnn.backends import use_compiled_steps
+from dnn.cli import main
 from dnn.errors import OutputError
-from dnn.files import check_writable, write_results, write_whole
+from dnn.files import POINTS, check_writable, whole_file, write_results, write_whole
+
+# in_a_child forks: a warning of Python 3.12 on, where the process has other threads
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -378,3 +391,413 @@ def test_what_the_work_reads_is_not_replaced(tmp_path: Path):
         with pytest.raises(OutputError, match="is read by this command and would be lost: choose another path"):
             check_writable(str(tmp_path / name), force=True, inputs=[str(tmp_path / "x.npy"), "missing"])
     check_writable(str(tmp_path / "x.npy"), force=True, inputs=["missing"])
+
+
+# ----------------------------------------------------------------------------------------- every call that can fail
+
+CALLS = (
+    *("open", "write", "fsync", "close", "replace", "link", "unlink", "mkdir", "rmdir"),
+    *("fchmod", "fchown", "listxattr", "setxattr", "listdir", "lstat"),
+)
+CODES = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EXDEV, errno.EACCES]
+
+
+class Disk:
+    """Fails the n-th call of the system's, or all from the n-th on; a handle is closed nonetheless, as on Linux."""
+
+    def __init__(self, code: int, n: int, for_good: bool = False) -> None:
+        self.calls, self.failed, self._code, self._n, self._for_good = 0, "", code, n, for_good
+
+    def __enter__(self) -> Disk:
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(files.os, "fsync", lambda handle: None)  # no power is lost here, and it takes long
+        for name in CALLS:
+            if hasattr(os, name):
+                self._patch.setattr(files.os, name, self._failing(name, getattr(os, name)))
+        self._patch.setattr(files.fcntl, "flock", self._failing("flock", fcntl.flock))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _failing(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def failing(*given: Any, **more: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._n or (self._for_good and self.calls > self._n):
+                self.failed = self.failed or name
+                if name == "close":
+                    call(*given, **more)
+                raise OSError(self._code, os.strerror(self._code))
+            return call(*given, **more)
+
+        return failing
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def streamed(contents: dict[str, bytes], force: bool) -> None:
+    for path, content in contents.items():
+        with whole_file(path, force) as file:
+            file.write(content)
+
+
+ONE, SEVERAL = ["a"], ["a", "runs/one/new", "b"]
+
+
+@pytest.mark.parametrize(
+    ("names", "force", "write", "code"),
+    [
+        *(pytest.param(ONE, True, write_whole, code, id=f"replaced-{errno.errorcode[code]}") for code in CODES),
+        *(pytest.param(["new"], False, write_whole, code, id=f"new-{errno.errorcode[code]}") for code in CODES[::3]),
+        pytest.param(ONE, True, streamed, errno.EIO, id="streamed-EIO"),
+        pytest.param(SEVERAL, True, write_whole, errno.ENOSPC, id="several-ENOSPC"),
+    ],
+)
+def test_whichever_call_of_a_save_fails_the_files_are_as_before(names, force, write, code, tmp_path: Path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"old " * 1000)
+    before = everything(tmp_path)
+    contents = {str(tmp_path / name): name.encode() * 5000 for name in names}
+    failed = []
+    for n in range(1, 1000):
+        with Disk(code, n) as disk:
+            try:
+                write(contents, force)
+                error = ""
+            except OutputError as caught:
+                error = str(caught)
+        if not disk.failed:
+            break
+        if error:
+            failed.append(disk.failed)
+            assert error in [f"{path}: cannot be written: {os.strerror(code)}" for path in contents]
+            assert everything(tmp_path) == before, disk.failed
+            continue
+        # it did without that call
+        for path, content in contents.items():
+            assert Path(path).read_bytes() == content
+        if disk.failed == "unlink":  # which the next writer in that folder makes good
+            for path in contents:
+                write_whole({path: contents[path]})
+        assert set(everything(tmp_path)) <= set(before) | {*names, "runs", "runs/one"}
+        for name in everything(tmp_path):
+            if name in before:
+                (tmp_path / name).write_bytes(b"old " * 1000)
+            elif (tmp_path / name).is_file():
+                (tmp_path / name).unlink()
+        for folder in ("runs/one", "runs"):
+            if (tmp_path / folder).is_dir():
+                (tmp_path / folder).rmdir()
+    assert not error and set(failed) >= {"open", "write", "fsync"} - ({"write"} if write is streamed else set())
+    if code != errno.EXDEV:
+        assert ("replace" if force else "link") in failed or code == errno.EACCES
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS], ids=errno.errorcode.get)
+def test_on_a_disk_that_fails_for_good_a_file_is_the_old_or_the_new_one(code, tmp_path: Path):
+    path, states = tmp_path / "a", set()
+    for n in range(1, 1000):
+        path.write_bytes(b"old " * 1000)
+        with Disk(code, n, for_good=True) as disk:
+            try:
+                write_whole({str(path): b"new " * 1000})
+                error = ""
+            except OutputError as caught:
+                error = str(caught)
+        if not disk.failed:
+            break
+        states.add(path.read_bytes())
+        assert error.endswith(os.strerror(code)) or path.read_bytes() == b"new " * 1000
+        assert all(name in ("a", "b") or files._LEFT.fullmatch(name) for name in os.listdir(tmp_path))
+        for name in "ab":
+            write_whole({str(tmp_path / name): b"other"})
+        assert set(os.listdir(tmp_path)) == {"a", "b"}
+    assert states == {b"old " * 1000, b"new " * 1000}
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+def test_a_save_of_the_command_that_fails_is_status_7_and_keeps_the_model(call, tmp_path: Path, monkeypatch, capsys):
+    X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    with h5py.File(tmp_path / "train.h5", "w") as file:
+        file["train_set_x"], file["train_set_y"] = X, (X[:, 0] > 0).astype(np.int64)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.h5").write_bytes(b"the model of yesterday")
+    use_compiled_steps(False)
+    own, ours = getattr(os, call), str(tmp_path / "run")
+
+    def fail(what: Any, *more: Any) -> Any:
+        place = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+        if not place.startswith(ours):
+            return own(what, *more)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, call, fail)
+    given = ["train", str(tmp_path / "train.h5"), "--epochs", "1", "--out", str(tmp_path / "run"), "--force", "--quiet"]
+    assert main(given) == 7
+    message = capsys.readouterr().err
+    assert "cannot be written: No space left on device" in message and message.count("\n") == 1
+    assert listing(tmp_path / "run") == {"model.h5": b"the model of yesterday"}
+
+
+# --------------------------------------------------------------------------------------------------- real disks
+
+INSIDE = """
+import json, os, sys
+from pathlib import Path
+from dnn.cli import main
+from dnn.errors import OutputError
+from dnn.files import whole_file, write_whole
+
+disk, elsewhere = Path(sys.argv[1]), Path(sys.argv[2])
+found = {}
+
+def attempt(what, path, write=lambda path: write_whole({path: b"new " * 5000})):
+    try:
+        write(str(path))
+        error = None
+    except OutputError as caught:
+        error = str(caught)
+    content = path.read_bytes() if path.exists() else b""
+    found[what] = [error, {b"old " * 3000: "old", b"new " * 5000: "new", b"": None}.get(content, "broken")]
+    assert not list(disk.glob(".dnn-*")) + list(elsewhere.glob(".dnn-*"))
+
+def stream(path):
+    with whole_file(path, force=True) as file:
+        for _ in range(50):
+            file.write(b"new " * 100)
+
+full = disk / "full.h5"
+full.write_bytes(b"old " * 3000)
+number = 0
+try:
+    while True:  # until a page is left, so that a temporary file can be begun
+        (disk / f"fill{number}").write_bytes(bytes(4096))
+        number += 1
+except OSError:
+    (disk / f"fill{number}").unlink()
+    (disk / f"fill{number - 1}").unlink()
+attempt("full", full)
+attempt("full, a new file", disk / "new.h5")
+attempt("full, streamed", full, stream)
+for name in disk.glob("fill*"):
+    name.unlink()
+attempt("space again", full)
+full.unlink()
+
+(elsewhere / "file.h5").write_bytes(b"old " * 3000)
+(disk / "mounted.h5").write_bytes(b"old " * 3000)
+if os.system(f"mount --bind {elsewhere}/file.h5 {disk}/mounted.h5") == 0:
+    attempt("a mounted file", disk / "mounted.h5")
+(elsewhere / "link").symlink_to(disk)
+attempt("a folder by a link to another device", elsewhere / "link" / "by_link.h5")
+(elsewhere / "link.h5").symlink_to(disk / "linked.h5")
+(disk / "linked.h5").write_bytes(b"old " * 3000)
+attempt("a link to a file on another device", elsewhere / "link.h5")
+(elsewhere / "mounted").mkdir()
+if os.system(f"mount --bind {disk} {elsewhere}/mounted") == 0:
+    attempt("a mounted folder", elsewhere / "mounted" / "in_mounted.h5")
+
+(disk / "kept.h5").write_bytes(b"old " * 3000)
+if os.system(f"mount -o remount,ro,bind {disk}") == 0 or os.system(f"mount -o remount,ro {disk}") == 0:
+    attempt("read-only", disk / "kept.h5")
+    attempt("read-only, a new file", disk / "new.h5")
+    data = sys.argv[3]
+    found["command"] = main(["train", data, "--epochs", "1", "--out", str(disk / "run"), "--quiet"])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What saves came to on a small disk, a read-only one, and across mounts, in a mount namespace of their own."""
+    place = tmp_path_factory.mktemp("disks")
+    for name in ("disk", "elsewhere"):
+        (place / name).mkdir()
+    (place / "inside.py").write_text(INSIDE)
+    with h5py.File(place / "train.h5", "w") as file:
+        file["train_set_x"], file["train_set_y"] = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
+    enter = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
+    mount = f"mount -t tmpfs -o size=128k none {place}/disk"
+    try:
+        able = subprocess.run([*enter, "sh", "-c", mount], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        able = False
+    if not able:
+        pytest.skip("nothing can be mounted here, not even by `unshare -rm`")
+    inside = f"{mount} && exec {sys.executable} {place}/inside.py {place}/disk {place}/elsewhere {place}/train.h5"
+    done = subprocess.run([*enter, "sh", "-c", inside], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    yield json.loads(done.stdout) | {"stderr": done.stderr}
+
+
+def test_on_a_full_disk_the_old_file_stays_whole(on_disks):
+    for what, content in (("full", "old"), ("full, a new file", None), ("full, streamed", "old")):
+        error, found = on_disks[what]
+        assert error.endswith("cannot be written: No space left on device") and found == content
+    assert on_disks["space again"] == [None, "new"]
+
+
+def test_a_temporary_file_is_on_the_device_of_its_target(on_disks):
+    for what in ("a folder by a link to another device", "a link to a file on another device", "a mounted folder"):
+        assert on_disks[what] == [None, "new"]
+
+
+def test_a_file_that_is_a_mount_point_stays_as_it_is(on_disks):
+    error, found = on_disks["a mounted file"]
+    assert error.endswith("Device or resource busy (a mount point cannot be replaced)") and found == "old"
+
+
+def test_on_a_read_only_disk_the_command_says_so_in_advance(on_disks):
+    for what, content in (("read-only", "old"), ("read-only, a new file", None)):
+        error, found = on_disks[what]
+        assert error.endswith("cannot be written: Read-only file system") and found == content
+    assert on_disks["command"] == 7 and on_disks["stderr"].count("Read-only file system") == 1
+
+
+def test_a_folder_of_another_user_is_reported(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"old")
+    tmp_path.chmod(0o555)
+    if os.getuid() != 0:
+        with pytest.raises(OutputError, match="cannot be written: Permission denied"):
+            write_whole({str(tmp_path / "a"): b"new"})
+    else:
+        for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's are the user's alone
+            folder.chmod(folder.stat().st_mode | 0o555)
+        assert in_a_child(lambda: (os.seteuid(54321), write_whole({str(tmp_path / "a"): b"new"}))).startswith(
+            f"{tmp_path / 'a'}: cannot be written: Permission denied"
+        )
+    tmp_path.chmod(0o755)
+    assert listing(tmp_path) == {"a": b"old"}
+
+
+def in_a_child(work: Callable[[], Any]) -> str:
+    """The error of `work` in a forked process; "" where there is none, or the process is killed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            work()
+        except BaseException as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        error = file.read()
+    os.waitpid(child, 0)
+    return error
+
+
+# ------------------------------------------------------------------------------------------ what the dead leave
+
+
+def killed_at(point: str, write: Callable[[], None]) -> None:
+    """Do the work in a process that is killed at a point."""
+
+    def kill(at: str) -> None:
+        if at == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> None:
+        files.reached = kill
+        write()
+
+    assert in_a_child(work) == ""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_process_killed_at_any_point_leaves_a_whole_file_and_nothing_that_stays(point, tmp_path: Path):
+    path = tmp_path / "run" / "model.h5"
+    renamed = POINTS.index(point) >= POINTS.index("renamed")
+    killed_at(point, lambda: write_whole({str(path): b"first"}))
+    if point not in ("begun", "old kept") and not renamed:
+        assert not path.exists()
+    write_whole({str(path): b"old " * 1000})
+    assert os.listdir(path.parent) == ["model.h5"]
+    killed_at(point, lambda: write_whole({str(path): b"new " * 1000}))
+    assert path.read_bytes() == (b"new " if renamed else b"old ") * 1000 or point == "folder made"
+    assert list(path.parent.glob("*.h5*")) == [path]
+    write_whole({str(path): b"newer"})
+    write_whole({str(path.parent / "other"): b""})
+    assert sorted(os.listdir(path.parent)) == ["model.h5", "other"]
+
+
+def test_the_points_are_reached_in_their_order(tmp_path: Path, monkeypatch):
+    visited: list[str] = []
+    monkeypatch.setattr(files, "reached", visited.append)
+    write_whole({str(tmp_path / "run" / "a"): b"one"})
+    assert visited == [point for point in POINTS if point != "old kept"]
+    visited.clear()
+    write_whole({str(tmp_path / "run" / "a"): b"two"})
+    assert visited == [point for point in POINTS if point != "folder made"]
+    visited.clear()
+    streamed({str(tmp_path / "run" / "a"): b"two"}, force=True)
+    assert visited == [point for point in POINTS if point not in ("folder made", "half written")]
+
+
+def test_what_a_living_writer_works_on_is_kept(tmp_path: Path):
+    with whole_file(str(tmp_path / "a")) as file:
+        file.write(b"half")
+        write_whole({str(tmp_path / "b"): b"another's"})
+        file.write(b" and half")
+    assert listing(tmp_path) == {"a": b"half and half", "b": b"another's"}
+
+
+def test_only_what_has_the_name_of_a_temporary_file_is_removed(tmp_path: Path):
+    kept = {".dnn-notes": b"", ".dnn-0123456789abcdef.h5": b"", "x.dnn-0123456789abcdef": b"", "0123456789abcdef": b""}
+    for name in (*kept, ".dnn-0123456789abcdef", ".dnn-0123456789abcdef.old"):
+        (tmp_path / name).touch()
+    write_whole({str(tmp_path / "a"): b""})
+    assert listing(tmp_path) == {**kept, "a": b""}
+
+
+def test_without_locks_nothing_is_removed_and_files_are_written(tmp_path: Path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / ".dnn-0123456789abcdef").touch()
+    write_whole({str(tmp_path / "a"): b"new"})
+    assert listing(tmp_path) == {".dnn-0123456789abcdef": b"", "a": b"new"}
+
+
+# ----------------------------------------------------------------------------------------------------- streams
+
+
+def test_a_stream_that_its_writer_leaves_by_an_exception_is_no_file(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(FileNotFoundError, match="the source"), whole_file(str(tmp_path / "a"), force=True) as file:
+        file.write(b"half")
+        raise FileNotFoundError(errno.ENOENT, "the source is gone")
+    assert file.closed and listing(tmp_path) == {"a": b"old"}
+
+
+def test_a_failure_to_write_that_the_writer_hides_is_one(tmp_path: Path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with (
+            pytest.raises(OutputError, match="a: cannot be written: File too large"),
+            whole_file(str(tmp_path / "a")) as file,
+        ):
+            for _ in range(3):
+                try:
+                    file.write(bytes(600))
+                except OSError:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert listing(tmp_path) == {}
+
+
+def test_a_stream_asks_for_force_and_for_a_file(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OutputError, match="already exists"), whole_file(str(tmp_path / "a")) as file:
+        file.write(b"new")
+    with pytest.raises(OutputError, match="/dev/null: is not a file"), whole_file("/dev/null"):
+        pass
+    assert listing(tmp_path) == {"a": b"old"}

@@ -272,6 +272,12 @@ REFUSED: dict[str, list[tuple[Any, type[Exception], str]]] = {
     ],
     "precision": [("float8", ValueError, "precision"), (16, ValueError, "precision")],
     "sample_weight": [("much", ValueError, "sample_weight")],
+    "checkpoint": [(3, TypeError, "checkpoint must be the path of a folder, got 3"), ("", ValueError, "an empty one")],
+    "checkpoint_every": [
+        (0, ValueError, "checkpoint_every must be at least 1"),
+        ("5", ValueError, "a number of steps or a time such as"),
+        (1.5, TypeError, "checkpoint_every must be a whole number"),
+    ],
 }
 LATER = {"precision", "sample_weight"}
 """What the network, or the data, decides."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -428,3 +429,30 @@ def test_a_check_that_fails_ends_with_status_1(file, capsys, monkeypatch):
     monkeypatch.setitem(ACTIVATIONS, "relu", replace(ACTIVATIONS["relu"], backward=backward))
     assert main(["check", file, "--hidden", "5", "--quiet"]) == 1
     assert "wrong: W1, b1" in capsys.readouterr().out
+
+
+def test_check_of_a_table(file, capsys):
+    pytest.importorskip("pyarrow")
+    lines = [f"{row[0]},{'ab'[k % 2]},{5 * row[1]}\n" for k, row in enumerate(X)]
+    Path("t.csv").write_text("n,c,y\n" + "".join(lines))
+    assert main(["check", "t.csv", "--target", "y", "--hidden", "3", "--activation", "tanh", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] and found["parameters"][0]["shape"] == [3, 3]
+    train = [
+        "train",
+        "t.csv",
+        "--target",
+        "y",
+        "--epochs",
+        "1",
+        "--hidden",
+        "3",
+        "--activation",
+        "tanh",
+        "--out",
+        "run",
+    ]
+    assert main([*train, "--quiet"]) == 0
+    assert main(["check", "t.csv", "--model", "run/model.h5", "--quiet"]) == 0
+    assert main(["check", "t.csv", "--model", "run/model.h5", "--drop", "n"]) == 2
+    assert "--drop is for a new network" in capsys.readouterr().err

@@ -306,8 +306,14 @@ def test_values_and_gradients_are_the_saved_numbers_on_every_backend(name, backe
         close(found, SAVED[name], tolerance, usual=1.0)  # of two examples, normalized, dX is a small difference
 
 
-@pytest.mark.parametrize("points", ["exact 0", "one example", "one feature", "many"])
-@pytest.mark.parametrize("name", CASES)
+@covering(
+    "name, points, backend",
+    CASES,
+    ["exact 0", "one example", "one feature", "many"],
+    BACKENDS,
+    times=4,
+    indirect=["backend"],
+)
 def test_every_backend_computes_what_numpy_does(name, points, backend: Backend):
     X = INPUTS[points]
     given = [X, normal(*X.shape), *CASES[name].parameters(X.shape[1])]
@@ -491,12 +497,12 @@ def examples_of(m: int = 9) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_a_networks_parameters_are_pytorchs(name, backend: Backend):
+    torch = torch_or_skip()
     X, Y = examples_of()
     if name == "all categories":
         X[:, 0], X[:, 2] = 4, 1
     network = dnn.Network(4, NETWORKS[name], output="linear", dtype="float64", backend=backend.name)
     found = gradients(randomized(network), X, Y)
-    torch = torch_or_skip()
     P = {n: torch.tensor(network.backend.to_numpy(v), requires_grad=True) for n, v in network.parameters.items()}
     loss = ((torch_forward(network.layers, P, torch.tensor(X)) - torch.tensor(Y)) ** 2).mean()
     loss.backward()

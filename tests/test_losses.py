@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import slopes, torch_or_skip
@@ -186,8 +187,7 @@ def test_every_registered_loss_has_saved_numbers():
         assert LOSSES[name] == kind() == EXAMPLES[name][0]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", SAVED)
+@covering("name, dtype, backend", SAVED, [np.float32, np.float64], BACKENDS, times=2, indirect=["backend"])
 def test_losses_and_gradient_are_the_saved_numbers(name, dtype, backend: Backend):
     loss, (Z, Y) = EXAMPLES[name]
     Z, Y = Z.astype(dtype), Y if Y.dtype == bool else Y.astype(dtype)
@@ -407,8 +407,14 @@ def test_losses_that_can_overflow_are_finite_where_a_number_of_the_dtype_is(dtyp
     assert np.isfinite(answer).all() and (answer[:, 1] > 0).all()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
+@covering(
+    "gamma, dtype, backend",
+    [0.0, 0.5, 1.0, 2.0, 3.5],
+    [np.float32, np.float64],
+    BACKENDS,
+    times=2,
+    indirect=["backend"],
+)
 def test_focal_of_a_confident_answer_is_exact(gamma, dtype, backend: Backend):
     """By the equation in more digits than the dtype has; the sigmoid's, and the softmax's of the logits (z, 0)."""
     z = np.array([-30.0, -12.0, -3.0, -0.1, 0.0, 0.1, 3.0, 12.0, 30.0])

@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
     network = dnn.Network([3, 5, 4], output="softmax", seed=2)
     network.classes = ["a", "b", "ç", "d"]
     network.fit(X, Y, epochs=2)
-    network.save(tmp_path / "model.h5")
+    network.save(tmp_path / "model.h5", training_state=False)
     return tmp_path / "model.h5"
 
 
@@ -92,9 +92,9 @@ def test_an_existing_model_is_replaced_only_with_force(model: Path):
 def test_a_model_that_appears_while_one_is_saved_is_kept(tmp_path: Path, monkeypatch):
     path, to_bytes = tmp_path / "model.h5", model_file.model_bytes
 
-    def meanwhile(network: dnn.Network) -> bytes:
+    def meanwhile(network: dnn.Network, training: bool | None) -> bytes:
         path.write_bytes(b"the other's")
-        return to_bytes(network)
+        return to_bytes(network, training)
 
     monkeypatch.setattr(model_file, "model_bytes", meanwhile)
     with pytest.raises(OutputError, match=r"model\.h5: already exists"):
@@ -188,25 +188,33 @@ DAMAGE = {
     "a tensor too many": (lambda file: file.create_dataset("parameters/W3", data=1), "the file has W1, W2, W3"),
     "a group for a tensor": (lambda file: (replace_tensor("b2", None)(file), file.create_group("parameters/b2")), "b2"),
     "a changed number": (changed_number, "checksum does not match its content"),
-    "a tensor by a soft link": (soft_link, "parameters/b1 is not a data set of this file"),
-    "tensors in another file": (external_link, "no group 'parameters'"),
+    "a tensor by a soft link": (soft_link, "parameters/b1 is a link to elsewhere"),
+    "tensors in another file": (external_link, "parameters is a link to elsewhere"),
     "a tensor that was never written": (never_written, "not stored in full"),
-    "a virtual tensor": (virtual, "not stored in full"),
+    "a virtual tensor": (virtual, "b1 keeps its data in another file"),
     "a compressed tensor": (compressed, "parameters/b1 is compressed.*h5repack -f NONE"),
     "no parameters": (lambda file: file.__delitem__("parameters"), "no group 'parameters'"),
     "no format": (lambda file: file.attrs.__delitem__("format"), "not a model of dnn"),
     "a format of other type": (lambda file: file.attrs.__setitem__("format", 7), "not a model of dnn"),
     "a newer version": (
-        lambda file: file.attrs.__setitem__("format_version", 3),
-        "model format 3, but .* reads 1 to 2",
+        lambda file: file.attrs.update({"format_version": 4, "needs": np.bytes_("layers, attention")}),
+        "it needs attention, which this dnn does not know",
     ),
-    "no architecture": (lambda file: file.__delitem__("architecture"), "architecture is not a data set"),
+    "a version that says nothing of what it needs": (
+        lambda file: (file.attrs.__delitem__("needs"), file.attrs.__setitem__("format_version", 4)),
+        "model format 4, but .* reads 1 to 3",
+    ),
+    "needs of other type": (
+        lambda file: file.attrs.__setitem__("needs", np.arange(5)),
+        "attribute needs: expected one value",
+    ),
+    "no architecture": (lambda file: file.__delitem__("architecture"), "no data set 'architecture'"),
     "no JSON": (set_architecture("{"), "architecture cannot be used"),
     "JSON of another kind": (set_architecture("[1]"), "architecture cannot be used"),
     "deep JSON": (set_architecture("[" * 50_000), "architecture cannot be used"),
     "architecture of variable length": (
         set_architecture(np.array("{}", dtype=object)),
-        "architecture is not stored in full",
+        "architecture: expected numbers or text, got text of variable length",
     ),
     "a list of architectures": (set_architecture(np.array([b"{}"])), "expected JSON"),
     "no checksum": (lambda file: file.attrs.__delitem__("sha256"), "checksum"),
@@ -236,7 +244,7 @@ DAMAGE = {
     ),
     "classes that are a group": (
         lambda file: (file.__delitem__("classes"), file.create_group("classes")),
-        "classes is not a data set",
+        "'classes' is a group, not a data set",
     ),
 }
 
@@ -369,7 +377,7 @@ def _attribute(name: str, value):
         (_attribute("feature_names", ["a"]), ModelFileError, r"feature_names \['a'\]"),
         (_attribute("feature_names", ["a", "b", "c", 4]), ModelFileError, "feature_names"),
         (_attribute("feature_names", "abcd"), ModelFileError, "feature_names 'abcd'"),
-        (_attribute("classes", ["cat", "\ud800"]), ValueError, "surrogates not allowed"),
+        (_attribute("classes", ["cat", "\ud800"]), ValueError, "a file cannot store"),
         (_attribute("layer_sizes", (4, 5, 2)), ValueError, "make another instead"),
         (_attribute("dtype", np.dtype("float64")), ValueError, "make another instead"),
         (_attribute("epochs", object()), TypeError, "a model file stores numbers and names"),

@@ -415,10 +415,11 @@ def check_block(seeds: range) -> None:
         check_random_graph(seed, [WAYS[1 + seed % 2], *more])
 
 
-def test_four_hundred_random_graphs_are_exactly_what_numpy_computes(every_thread):
+@pytest.mark.parametrize("first", [0, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_hundred_random_graphs_are_exactly_what_numpy_computes(first, every_thread):
     # in processes of their own: what takes the time is compiling
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:
-        for _ in workers.map(check_block, (range(start, start + 50) for start in range(0, 400, 50))):
+        for _ in workers.map(check_block, (range(start, start + 50) for start in range(first, first + 200, 50))):
             pass
 
 
@@ -500,14 +501,15 @@ def check_random_stores(seed: int, way: str) -> None:
         np.testing.assert_array_equal(buffers[name].array, array, err_msg=f"seed {seed}, {way}, {name}")
 
 
-def test_memory_that_is_read_and_written_in_any_order_holds_what_numpy_would_have(every_thread, monkeypatch):
+@pytest.mark.parametrize("first", [0, pytest.param(120, marks=pytest.mark.slow)])
+def test_memory_that_is_read_and_written_in_any_order_holds_what_numpy_would_have(first, every_thread, monkeypatch):
     from dnn.backends.codegen import cpu, jit
 
     monkeypatch.setattr(
         cpu, "compile_module", lambda text, names, optimise=True: jit.compile_module(text, names, False)
     )
     ways = [*WAYS, *KERNELS]
-    for seed in range(240):
+    for seed in range(first, first + 120):
         check_random_stores(seed, ways[seed % len(ways)])
 
 

@@ -66,7 +66,7 @@ def scale_of(network: dnn.Network) -> float:
 # ----------------------------------------------------------------------------------------------- right
 
 
-@covering("precision, output, activation, of_bytes", LOW, OUTPUTS, ACTIVATIONS, [False, True], times=2)
+@covering("precision, output, activation, of_bytes", LOW, OUTPUTS, ACTIVATIONS, [False, True])
 @on_devices
 def test_gradients_are_those_of_float32_to_the_rounding(precision, output, activation, of_bytes, backend: Backend):
     needs(backend, precision)

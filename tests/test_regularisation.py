@@ -316,7 +316,16 @@ def test_factors_of_parameters_that_there_are_not_are_refused():
 # ---------------------------------------------------------------------- sums over several batches
 
 
-@covering("m, optimizer, weighted", [24, 22, 26], [dnn.SGD(0.2), dnn.Adam(0.05)], [False, True], times=2, ids=str)
+@covering(
+    "m, optimizer, weighted, backend",
+    [24, 22, 26],
+    [dnn.SGD(0.2), dnn.Adam(0.05)],
+    [False, True],
+    BACKENDS,
+    times=3,
+    indirect=["backend"],
+    ids=str,
+)
 def test_batches_that_make_one_update_equal_one_large_batch(weighted, optimizer, m, backend: Backend):
     """Of 26 examples in batches of 4, three to an update, the last update is of one batch of 2."""
     generator = np.random.default_rng(5)

@@ -87,7 +87,7 @@ def test_only_the_training_part_is_learned_from(scale: str, monkeypatch: pytest.
     monkeypatch.setattr(examples, "CHUNK", 7 * N)
     network = network_of(3, input_scale=scale, target_scale="standard")
     fitted(network, X, Y, validation_split=0.3)
-    from dnn.training import split_rows
+    from dnn.data.splitting import split_rows
 
     _, kept = split_rows(network, Y, 0.3)
     assert kept is not None and len(kept) == 42

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sweeps import covering
 
 import dnn
 from dnn.data import examples, prepare
@@ -273,8 +274,7 @@ def fitted_to(make: Any, names: list[str] = NAMES) -> dnn.Network:
     return network
 
 
-@pytest.mark.parametrize("kind", ["pandas", "pandas.mixed", "polars", "pyarrow.table", "pyarrow.batch"])
-@pytest.mark.parametrize("chunk", [8, 4_000_000])
+@covering("kind, chunk", ["pandas", "pandas.mixed", "polars", "pyarrow.table", "pyarrow.batch"], [8, 4_000_000])
 def test_columns_are_matched_by_name_with_those_of_the_first_fit(kind, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "CHUNK", chunk)
     make = tables(kind)

@@ -97,7 +97,7 @@ def test_loss_and_totals_are_of_the_weights_before_the_update(backend: Backend):
 
 # ------------------------------------------------------------------------------- nothing allocated
 
-LARGE, SMALL = ([784, 1024, 1024, 10], 512, 64 * 1024), ([20, 64, 32, 2], 32, 4 * 1024)
+LARGE, SMALL = ([784, 512, 512, 10], 512, 64 * 1024), ([20, 64, 32, 2], 32, 4 * 1024)
 
 
 def careless(self: Stepwise, node: Any) -> None:

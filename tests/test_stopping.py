@@ -17,8 +17,8 @@ from sweeps import covering
 
 import dnn
 from dnn.backends import Backend
+from dnn.data.splitting import split_rows
 from dnn.errors import NonFiniteLossError
-from dnn.training import split_rows
 
 GENERATOR = np.random.default_rng(1)
 M = 30

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracles import torch_or_skip
+from sweeps import covering
 
 import dnn
 from dnn.backends import Backend, use_compiled_steps
@@ -64,15 +66,16 @@ def test_a_whole_weight_is_the_example_so_many_times(kind, times):
     assert_alike(trained(kind, X, Y, sample_weight=np.array(times, float)), trained(kind, X[rows], Y[rows]))
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-def test_equal_weights_are_none(kind, backend: Backend):
-    for size in ({}, {"batch_size": 7}):
-        plain = trained(kind, X, TARGETS[kind], backend, **size)
-        assert_alike(trained(kind, X, TARGETS[kind], backend, sample_weight=np.full(M, 2.5), **size), plain)
+@covering("kind, batch_size, backend", TARGETS, [1000, 7], BACKENDS, times=2, indirect=["backend"])
+def test_equal_weights_are_none(kind, batch_size, backend: Backend):
+    plain = trained(kind, X, TARGETS[kind], backend, batch_size=batch_size)
+    weights = np.full(M, 2.5)
+    assert_alike(trained(kind, X, TARGETS[kind], backend, batch_size=batch_size, sample_weight=weights), plain)
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-def test_members_are_weighted_as_one_network_is(kind):
+@covering("kind, compiled", TARGETS, [True, False])
+def test_members_are_weighted_as_one_network_is(kind, compiled):
+    use_compiled_steps(compiled)
     network, plain = network_of(kind, members=2), network_of(kind, members=2)
     for each, weights in ((network, {"sample_weight": np.full(M, 2.0)}), (plain, {})):
         for batch_size in (7, 1000):
@@ -156,7 +159,7 @@ def test_balanced_counts_the_examples_that_are_trained_on():
     network, by_hand = network_of("softmax"), network_of("softmax")
     settings = {"epochs": 2, "validation_split": 0.3, "optimizer": SGD}
     history = network.fit(X, CLASSES, class_weight="balanced", **settings)
-    from dnn.training import split_rows
+    from dnn.data.splitting import split_rows
 
     _, rows = split_rows(by_hand, CLASSES.reshape(-1, 1), 0.3)
     counts = np.bincount(CLASSES[rows])
@@ -339,7 +342,7 @@ def test_validation_data_has_weights_of_its_own(backend: Backend):
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax", "labels"])
 def test_validation_counts_the_weights_of_examples_and_not_of_classes(kind):
-    from dnn.training import split_rows
+    from dnn.data.splitting import split_rows
 
     network, Y = network_of(kind), TARGETS[kind]
     settings = {"sample_weight": WEIGHTS, "class_weight": "balanced", "metrics": ["f1"]}
@@ -395,7 +398,7 @@ def test_weights_that_cannot_be_are_refused_in_one_line(given, error, complaint)
 
 
 def test_weights_of_which_the_part_to_train_on_has_none_are_refused():
-    from dnn.training import split_rows
+    from dnn.data.splitting import split_rows
 
     network = network_of("softmax")
     _, rows = split_rows(network, CLASSES.reshape(-1, 1), 0.5)

@@ -384,6 +384,8 @@ class Plan:
         self.precision = precision
         self.nodes: list[Value] = []
         self.buffers: list[Buffer] = []
+        self.names: dict[Value, Any] = {}
+        """What values are called by whoever made the plan: the first name of each."""
         self._known: dict[Any, Value] = {}
         self._expands = False
         self._stores: dict[Buffer, list[Value]] = {}
@@ -468,6 +470,10 @@ class Plan:
             yield
         finally:
             self._known, self._expands = before, False
+
+    def name(self, value: Value, name: Any) -> None:
+        """Call a value so, where it has no name yet."""
+        self.names.setdefault(value, name)
 
     # -------------------------------------------------------------------------------- operations
 

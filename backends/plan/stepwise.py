@@ -32,19 +32,22 @@ from dnn.backends.plan.operations import ELEMENTWISE
 ALIGNMENT = 64
 VIEWS = ("transpose", "reshape", "slice", "bitcast")
 NO_CALL = (*VIEWS, "load", "constant", "iota", "broadcast", "store")
+NOT_OBSERVED = "constant", "iota", "broadcast", "store"
 LONG, PART = 1024, 128
 """Terms from which on a float32 sum is made of sums, and how many each of those has."""
 
 Call = Callable[[], Any]
+Observer = Callable[[Value, Array], object]
 
 
 class Stepwise:
     """The calls of a plan on a backend's arrays; calling it runs them all, so many times.
 
-    `nbytes` is the memory beyond the arrays that the plan was given. With `dry` nothing is allocated.
+    `nbytes` is the memory beyond the arrays that the plan was given. With `dry` nothing is allocated. `observe` is
+    called with every value that is no constant, and the array that holds it then, once it is computed or read.
     """
 
-    def __init__(self, plan: Plan, backend: Backend, dry: bool = False) -> None:
+    def __init__(self, plan: Plan, backend: Backend, dry: bool = False, observe: Observer | None = None) -> None:
         self._plan, self._backend, self._xp = plan, backend, backend.xp
         self._is_numpy = backend.xp is np
         live = live_nodes(plan)
@@ -78,6 +81,8 @@ class Stepwise:
             for buffer in (buffer for buffer, (first, _) in lent.items() if first == position):
                 blocks[buffer], self._lent[buffer] = self._memory.take(buffer.shape, buffer.dtype)
             self._add(node)
+            if observe is not None and node.op not in NOT_OBSERVED:
+                self._call(observe, node, self._arrays[node])
             self._release(position)
             for buffer in (buffer for buffer, (_, last) in lent.items() if last == position):
                 self._memory.give_back(blocks[buffer])

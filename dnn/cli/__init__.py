@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 from dnn import __version__, errors
 from dnn.backends import BackendUnavailableError
-from dnn.cli import check, doctor, evaluate, flags, predict, train
+from dnn.cli import check, convert, doctor, evaluate, flags, inspect, predict, train
 from dnn.cli.common import discard_unwritten, show
+from dnn.interrupt import Terminated
 
 EXIT_CODES: dict[type[BaseException], int] = {
     errors.DataError: 3,
@@ -27,11 +28,14 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ValueError: 2,
     TypeError: 2,
 }
+SECONDS_ISOLATED = 600.0
+"""How long a command may take that reads files which are not trusted."""
 READER_GONE = 141
 """Nobody reads the pipe that standard output is, as after `| head`: the status of a program that SIGPIPE ends."""
 _EPILOG = (
     "exit status: 0 success, 1 a check has failed, 2 usage error, 3 invalid data, 4 invalid model file, 5 backend or "
-    "device not usable, 6 non-finite loss, 7 output cannot be written, 130 Ctrl-C, 141 output no longer read"
+    "device not usable, 6 non-finite loss, 7 output cannot be written, 129 SIGHUP, 130 Ctrl-C, 141 output no longer "
+    "read, 143 SIGTERM"
 )
 
 
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="dnn", description="Train and use dense networks, on NumPy or CuPy.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"dnn {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, evaluate, predict, check, doctor):
+    for command in (train, evaluate, predict, convert, inspect, check, doctor):
         command.add(commands)
     if sys.stderr is None:  # closed by the caller: print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -62,11 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given, unknown = parser.parse_known_args(arguments)
         if unknown:
             _refuse(given.parser, unknown)
+        if getattr(given, "isolate", False):
+            from dnn.isolation import run_isolated
+
+            words = sys.argv[1:] if arguments is None else arguments
+            return run_isolated([word for word in words if word != "--isolate"], seconds=SECONDS_ISOLATED)
         with _log(quiet=given.quiet), _threads(getattr(given, "threads", None)):
             status = given.run(given)
     except BrokenPipeError:
         return READER_GONE
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         return _failed(error, given)
     finally:
         discard_unwritten(sys.stderr)
@@ -83,8 +92,8 @@ def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> NoReturn:
 
 @contextlib.contextmanager
 def _log(quiet: bool) -> Iterator[None]:
-    """With `quiet`, suppress the backends' log messages below errors."""
-    log = logging.getLogger("dnn.backends")
+    """With `quiet`, suppress log messages below errors."""
+    log = logging.getLogger("dnn")
     before = log.level
     log.setLevel(logging.ERROR if quiet else before)
     try:
@@ -121,6 +130,8 @@ def _failed(error: BaseException, given: argparse.Namespace) -> int:
     message = str(error)
     if isinstance(error, KeyboardInterrupt):
         message = "interrupted"
+    elif isinstance(error, Terminated):
+        code, message = error.code, f"ended by {error.signal}"
     elif isinstance(error, MemoryError):
         message = f"not enough memory: {error}"
     elif code == 1:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from dnn.callbacks import EarlyStopping, checked_early_stopping
+from dnn.data.schema import Schema
 from dnn.errors import nearest
 from dnn.heads import HEADS
 from dnn.layers import NumericalEmbedding
@@ -20,7 +21,7 @@ from dnn.metrics import Pinball, TopK
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, checked_optimizer
 from dnn.schedules import SCHEDULES, checked_schedule
-from dnn.specification import specified
+from dnn.specification import can_scale_targets, specified
 
 # ------------------------------------------------------------------------------------------ texts
 
@@ -158,7 +159,7 @@ NETWORK = [
     Flag("members", "N", int, "networks in one, whose mean answers"),
     Flag("shared", "tabm", str, "members share their weights"),
     Flag("input_scale", "F", number, "factor of X, standard or robust (default: 1/255 for bytes)"),
-    Flag("target_scale", "standard", str, "of a linear output's targets"),
+    Flag("target_scale", "standard|none", str, "of a linear output's targets (default: of a table standard)"),
     Flag("seed", "N", int, "of weights, masks and shuffling"),
     Flag("dtype", "NAME", str, "float32 or float64"),
 ]
@@ -184,17 +185,29 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def output_asked_for(given: argparse.Namespace) -> str | None:
     """The output that the flags decide: --output, or the only one that the loss or --target-scale are for."""
-    if given.output is None and given.target_scale is not None:
+    if given.output is None and given.target_scale not in (None, "none"):
         return "linear"
     heads: Sequence[str] = getattr(given.loss, "heads", ())
     return heads[0] if given.output is None and len(heads) == 1 else given.output
 
 
-def network_from(given: argparse.Namespace, n_in: int, targets: int, output: str) -> Network:
+def units_for(given: argparse.Namespace, targets: int) -> int:
+    """The outputs for so many targets, or classes of a softmax."""
+    return targets * (1 if given.loss is None else outputs_per_target(given.loss))
+
+
+def network_from(
+    given: argparse.Namespace, n_in: int, targets: int, output: str, schema: Schema | None = None
+) -> Network:
     """The network that the flags describe, for so many targets, or classes of a softmax."""
-    units = targets * (1 if given.loss is None else outputs_per_target(given.loss))
+    units = units_for(given, targets)
     layer_sizes, form = [n_in, *given.hidden, units], ("activation", "norm", "dropout", "initializer")
-    settings = {flag.name: getattr(given, flag.name) for flag in NETWORK}
+    settings = {flag.name: getattr(given, flag.name) for flag in NETWORK} | {"schema": schema}
+    if given.target_scale is None and schema is not None and output == "linear":
+        # the numbers of a table are in units of their own, in which a network would hardly learn
+        settings["target_scale"] = "standard" if can_scale_targets(given.loss) else None
+    elif given.target_scale == "none":
+        settings["target_scale"] = None
     if (first := settings.pop("numerical_embedding")) is not None:
         layers = specified(layer_sizes, None, **{name: settings.pop(name) for name in form})
         initializer = given.initializer if not isinstance(given.initializer, list) else "he_normal"

@@ -9,7 +9,6 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from dnn.cli import train
 from dnn.cli.build import (
     NETWORK,
     Flag,
@@ -18,6 +17,7 @@ from dnn.cli.build import (
     class_weight,
     network_from,
     output_asked_for,
+    units_for,
 )
 from dnn.cli.common import (
     add_common,
@@ -28,7 +28,9 @@ from dnn.cli.common import (
     read_labels,
     show,
 )
-from dnn.data import Dataset, Part, open_dataset
+from dnn.cli.data import FILES, add_table_flags, open_data, open_data_for, schema_of
+from dnn.cli.guess import known_labels, output_for
+from dnn.data import Dataset, Part
 from dnn.errors import DataError
 from dnn.gradient_check import gradient_check
 from dnn.model_file import load
@@ -51,9 +53,10 @@ def add(commands: Any) -> None:
         "whether the backward pass gives the derivative of the loss, in float64, on a batch of the data. Exit status "
         "1 if one is wrong, or could not be checked.",
     )
-    parser.add_argument("data", metavar="DATA.h5", type=os.path.expanduser)
+    parser.add_argument("data", metavar=FILES, type=os.path.expanduser)
     parser.add_argument("--model", metavar="MODEL.h5", type=os.path.expanduser, help="a model, not a new network")
     add_names(parser)
+    add_table_flags(parser, learning=True)
     add_flags(parser, CHECK, gradient_check)
     add_network_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -62,9 +65,10 @@ def add(commands: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    with open_dataset(given.data, given.x, given.y) as data:
+    model = None if given.model is None else _model(given)
+    with open_data(given, given.data) if model is None else open_data_for(given, model) as data:
         split, part = chosen_part(data, "test" if data.train is None else "train")
-        network = _new_network(given, data, part) if given.model is None else _model(given)
+        network = _new_network(given, data, part) if model is None else model
         inform_device(given, network)
         settings = {flag.name: getattr(given, flag.name) for flag in CHECK}
         found = gradient_check(network, part.X, part.Y, seed=given.seed, **settings)
@@ -80,16 +84,18 @@ def run(given: argparse.Namespace) -> int:
 
 def _model(given: argparse.Namespace) -> Network:
     """The model; its network is not for flags to change."""
-    for name in ("hidden", "output", *(flag.name for flag in NETWORK)):
+    for name in ("hidden", "output", "drop", "categories", "scaling", *(flag.name for flag in NETWORK)):
         if name != "seed" and getattr(given, name) != given.parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} is for a new network: leave it out, or --model")
     return load(given.model, backend=given.backend)
 
 
 def _new_network(given: argparse.Namespace, data: Dataset, part: Part) -> Network:
-    if part.X.ndim < 2 or 0 in part.X.shape:
+    if len(part.X.shape) < 2 or 0 in part.X.shape:
         raise DataError(f"{given.data}: expected X of shape (examples, features), got {part.X.shape}")
     labels = read_labels(part)
-    known = train._known(labels) if given.missing_targets == "mask" else labels
-    output, targets = train._output(output_asked_for(given), known, data)
-    return network_from(given, math.prod(part.X.shape[1:]), targets, output)
+    known = known_labels(labels) if given.missing_targets == "mask" else labels
+    output, targets = output_for(output_asked_for(given), known, data)
+    schema = schema_of(given, part.X, labels, output, units_for(given, targets))
+    n_in = math.prod(part.X.shape[1:]) if schema is None else schema.width
+    return network_from(given, n_in, targets, output, schema)

@@ -13,9 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from dnn.data import Dataset, Part
-from dnn.data.hdf5 import place_of
+from dnn.data.columns import printable
 from dnn.data.sources import read
 from dnn.errors import DataError, NonFiniteLossError, OutputError
+from dnn.hdf5 import place_of
 from dnn.network import Network
 
 
@@ -38,6 +39,14 @@ def add_names(parser: argparse._ActionsContainer, labels: bool = True) -> None:
     parser.add_argument("--x", metavar="NAME", help="data set with the examples, if the file has another layout")
     if labels:
         parser.add_argument("--y", metavar="NAME", help="data set with the labels, likewise")
+
+
+def add_isolate(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--isolate",
+        action="store_true",
+        help="read files that are not trusted in a process of its own, with limits on memory and time",
+    )
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +85,7 @@ def discard_unwritten(stream: TextIO) -> None:
 def inform(given: argparse.Namespace, message: str) -> None:
     if not given.quiet:
         with contextlib.suppress(OSError):  # a lost message is no reason to stop
-            print(message, file=sys.stderr, flush=True)
+            print(printable(message), file=sys.stderr, flush=True)
 
 
 def inform_device(given: argparse.Namespace, network: Network) -> None:
@@ -126,4 +135,4 @@ def check_finite(network: Network, measured: dict[str, Any], of: str) -> None:
 
 def read_labels(part: Part) -> np.ndarray:
     """All labels of a part, read into memory."""
-    return read(place_of(part.Y), part.Y, ...)
+    return part.Y if isinstance(part.Y, np.ndarray) else read(place_of(part.Y), part.Y, ...)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dnn.cli.common import add_common, add_names, add_split, chosen_part, inform, inform_device, show
-from dnn.data import open_dataset
+from dnn.cli.common import add_common, add_isolate, add_names, add_split, chosen_part, inform, inform_device, show
+from dnn.cli.data import open_data_for
 from dnn.data.examples import check_known
-from dnn.data.hdf5 import read_head
 from dnn.errors import DataError
 from dnn.files import check_writable, write_results
+from dnn.hdf5 import read_head
 from dnn.losses import GaussianNLL, Quantile
 from dnn.model_file import classes_of, load
 from dnn.network import Network
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         "label.",
     )
     parser.add_argument("model", metavar="MODEL.h5", type=os.path.expanduser)
-    parser.add_argument("data", metavar="DATA.h5|X.npy", type=os.path.expanduser)
+    parser.add_argument("data", metavar="DATA.h5|.csv|.parquet|X.npy", type=os.path.expanduser)
     add_split(parser)
     add_names(parser, labels=False)
     parser.add_argument(
@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--spread", action="store_true", help="also how far the network's members disagree")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_isolate(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -56,7 +57,7 @@ def run(given: argparse.Namespace) -> None:
     if given.data.endswith(".npy"):
         content = _predictions(given, network, _load_npy(given.data))
     else:
-        with open_dataset(given.data, given.x) as data:
+        with open_data_for(given, network, labels=False) as data:
             _, part = chosen_part(data, given.split)
             if network.classes is not None and data.classes not in (None, network.classes):
                 check_known(data.path, data.classes, network.classes)
@@ -116,7 +117,13 @@ def _columns(network: Network, X: Any, spread: np.ndarray | None) -> tuple[list[
 
 
 def _labels(network: Network) -> list[str]:
-    return network.classes or [str(k) for k in range(classes_of(network.layer_sizes))]
+    return network.classes or _targets(network) or [str(k) for k in range(classes_of(network.layer_sizes))]
+
+
+def _targets(network: Network) -> list[str] | None:
+    """The names of several targets, if they were columns of a table."""
+    names = [] if network.schema is None else list(network.schema.target)
+    return names if len(names) == network.targets > 1 else None
 
 
 def _values(network: Network) -> list[str]:
@@ -128,4 +135,6 @@ def _values(network: Network) -> list[str]:
         of_each = [f"q{level}" for level in loss.quantiles]
     else:
         of_each, targets = ["value"], network.layer_sizes[-1]
+    if (names := _targets(network)) is not None:
+        return [name if of_each == ["value"] else f"{name}_{each}" for name in names for each in of_each]
     return of_each if targets == 1 else [f"{name}_{k}" for k in range(targets) for name in of_each]

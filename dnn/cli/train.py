@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dnn.activations import ACTIVATIONS
+from dnn.checkpoint import can_be_resumed, check_same, numbered, real_folder, remove_all, resume
 from dnn.cli import build
 from dnn.cli.build import Flag
 from dnn.cli.common import (
@@ -30,17 +31,20 @@ from dnn.cli.common import (
     read_labels,
     show,
 )
-from dnn.data import Dataset, Part, open_dataset, prepare
+from dnn.cli.data import FILES, TABLE_FLAGS, add_table_flags, name_of_run, open_data, schema_of
+from dnn.cli.guess import guesses, known_labels, output_for
+from dnn.data import Dataset, Part, prepare
 from dnn.errors import DataError, OutputError
-from dnn.files import check_writable, write_results
+from dnn.files import ResultsBeside, check_writable, write_results
 from dnn.initializers import INITIALIZERS
+from dnn.interrupt import Terminated
 from dnn.losses import LOSSES, loss_config
 from dnn.metrics import METRICS
 from dnn.model_file import classes_of, model_bytes
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS
 from dnn.schedules import SCHEDULES
-from dnn.settings import FitSettings
+from dnn.settings import OF_DATA, FitSettings
 from dnn.training import History, Trainer
 
 OPTIMIZER = [
@@ -79,18 +83,17 @@ OF_OPTIMIZER = "learning_rate", "weight_decay"
 NAMES: dict[type[Any], str] = {
     kind: name for kinds in (OPTIMIZERS, SCHEDULES, build.EARLY_STOPPING) for name, kind in kinds.items()
 }
-MANY_CLASSES, ENOUGH_EXAMPLES = 20, 5
-"""Labels of more classes than this, with fewer examples for each on average, are taken for values."""
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
-        usage="dnn train TRAIN.h5 [--SETTING VALUE ...]",
+        usage="dnn train DATA.h5|.csv|.parquet [--SETTING VALUE ...]",
         help="train a network on a data file",
-        description="Train on TRAIN.h5 and write DIR/model.h5 and DIR/history.csv. The labels determine the output "
+        description="Train on DATA and write DIR/model.h5 and DIR/history.csv. The labels determine the output "
         "layer: one sigmoid unit for two classes, softmax for more, linear for real values. Whole numbers from 0 "
-        "without gaps are taken for classes, as floats too; --output decides.",
+        "without gaps are taken for classes, as floats too; --output decides. Ctrl-C, SIGTERM and SIGHUP end it after "
+        "the current step, with a checkpoint in DIR, from which --resume auto goes on to the same bits.",
         epilog=". ".join(f"{what}: {', '.join(names)}" for what, names in CHOICES.items())
         + ". Settings are given as in adamw(beta2=0.95).",
         formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=34),
@@ -98,12 +101,13 @@ def add(commands: Any) -> None:
     data = parser.add_argument_group("data")
     data.add_argument(
         "data",
-        metavar="TRAIN.h5",
+        metavar=FILES,
         type=os.path.expanduser,
-        help="train_set_x, train_set_y; test_set_x, test_set_y; list_classes",
+        help="train_set_x, train_set_y, test_set_x, ...; or a table",
     )
-    data.add_argument("--test", metavar="TEST.h5", type=os.path.expanduser, help="the test part, if in a separate file")
+    data.add_argument("--test", metavar="FILE", type=os.path.expanduser, help="the test part, if in a separate file")
     add_names(data)
+    add_table_flags(data, learning=True)
     build.add_network_flags(parser)
     build.add_flags(parser.add_argument_group("optimizer"), OPTIMIZER, FitSettings)
     training = parser.add_argument_group("training")
@@ -115,44 +119,79 @@ def add(commands: Any) -> None:
     output.add_argument(
         "--out", metavar="DIR", type=os.path.expanduser, help="folder (default: runs/<name of the data file>)"
     )
-    output.add_argument("--force", action="store_true", help="replace an existing model")
+    output.add_argument("--force", action="store_true", help="replace a model, or another run's checkpoints")
+    output.add_argument(
+        "--checkpoint-every",
+        metavar="N|TIME",
+        type=build.number,
+        default="300s",
+        help="steps, or a time (default: 300s), or none",
+    )
+    output.add_argument(
+        "--resume",
+        metavar="auto|PATH",
+        help="go on from the last checkpoint, if there is one",
+    )
+    output.add_argument(
+        "--training-state",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the optimizer's state in the model",
+    )
     output.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_common(output)
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> None:
-    name = os.path.splitext(os.path.basename(given.data))[0]
+    name = name_of_run(given.data)
     if given.out == "":  # an unset variable of a script, not a wish for the default
         raise OutputError("--out: expected the name of a folder, got an empty one")
     out = given.out or os.path.join("runs", name)
     model_path, history_path = os.path.join(out, "model.h5"), os.path.join(out, "history.csv")
-    settings = _fit_settings(given)
+    settings = _fit_settings(given, out)
     missing = settings.missing_targets == "mask"
     with ExitStack() as files:
-        train_data = files.enter_context(open_dataset(given.data, given.x, given.y))
-        test_data = files.enter_context(open_dataset(given.test, given.x, given.y)) if given.test else train_data
+        train_data = files.enter_context(open_data(given, given.data))
+        test_data = files.enter_context(open_data(given, given.test, train_data)) if given.test else train_data
         train, test = _parts(train_data, test_data)
         labels = read_labels(train)
-        asked, known = build.output_asked_for(given), _known(labels) if missing else labels
-        output, targets = _output(asked, known, train_data)
-        if train.X.ndim < 2 or 0 in train.X.shape:
+        asked, known = build.output_asked_for(given), known_labels(labels) if missing else labels
+        output, targets = output_for(asked, known, train_data)
+        if len(train.X.shape) < 2 or 0 in train.X.shape:
             raise DataError(f"{given.data}: expected X of shape (examples, features), got {train.X.shape}")
         # settings and output paths are checked now, not after the training
-        network = build.network_from(given, math.prod(train.X.shape[1:]), targets, output)
+        schema = schema_of(given, train.X, labels, output, build.units_for(given, targets))
+        n_in = math.prod(train.X.shape[1:]) if schema is None else schema.width
+        network = build.network_from(given, n_in, targets, output, schema)
         Trainer(network, settings)
         network.classes = _class_names(train_data, network)
+        resumed = _resumed(given, out, network)
         if test is not None:
             _check_test(network, train, test, missing)
+        # the results of the run that goes on are its own
+        force = given.force or (resumed is not None and resumed.run_folder == real_folder(out))
         for path in (model_path, history_path):
-            check_writable(path, given.force, [given.data, given.test or given.data])
-        model_file, history_file = os.path.abspath(model_path), os.path.abspath(history_path)
+            check_writable(path, force, [given.data, given.test or given.data])
+        folder = os.path.abspath(out)
+        model_file, history_file = os.path.join(folder, "model.h5"), os.path.join(folder, "history.csv")
         inform_device(given, network)
-        guess = _guess(asked, known, train, train_data, network)
+        scaled = given.target_scale is None and network.target_scale is not None
+        guess = guesses(asked, known, train, train_data, network, scaled)
         inform(
             given, f"{len(labels)} examples, layers {'-'.join(map(str, network.layer_sizes))}, {output} output{guess}"
         )
-        history = network.fit(train.X, labels, **vars(settings))
+        if resumed is not None:
+            network = resumed
+            _inform_where(given, resumed)
+        elif given.force:
+            remove_all(out)
+        try:
+            history = network.fit(train.X, labels, **_keywords(settings))
+        except (KeyboardInterrupt, Terminated):
+            if left := numbered(out):
+                inform(given, f"{left[0][1]} is the last checkpoint: go on with --resume auto")
+            raise
         # of several targets, metrics that look at whole examples are not defined where some are missing
         metrics = () if missing and network.targets > 1 else settings.metrics
         measured = {
@@ -162,7 +201,13 @@ def run(given: argparse.Namespace) -> None:
         }
         for split, values in measured.items():
             check_finite(network, values, split)
-        write_results({history_file: _csv(history), model_file: model_bytes(network)}, given.force)
+        model = model_bytes(network, given.training_state)
+        try:
+            write_results({history_file: _csv(history), model_file: model}, force)
+        except ResultsBeside:
+            remove_all(folder)
+            raise
+        remove_all(folder)
     if given.json:
         summary: dict[str, Any] = {"model": model_path, "history": history_path}
         summary |= {"settings": _used(given, network, settings), "test": None, **measured}
@@ -175,13 +220,44 @@ def run(given: argparse.Namespace) -> None:
         show("\n".join([*lines, f"model: {model_path}", ""]))
 
 
-def _fit_settings(given: argparse.Namespace) -> FitSettings:
+def _resumed(given: argparse.Namespace, out: str, network: Network) -> Network | None:
+    """The network to go on with; None where the run is a new one. An error where it is of another network."""
+    if given.resume is None:
+        return None
+    if not given.resume:
+        raise OutputError("--resume: expected auto or the path of a run or a checkpoint, got an empty one")
+    path = out if given.resume == "auto" else os.path.expanduser(given.resume)
+    if given.resume == "auto" and not can_be_resumed(path):
+        inform(given, f"no checkpoint in {path}: a new run")
+        return None
+    found = resume(path, given.backend)
+    check_same(path, found, network)
+    return found
+
+
+def _inform_where(given: argparse.Namespace, network: Network) -> None:
+    fit = network.unfinished
+    assert fit is not None
+    if fit.is_over(given.epochs):
+        inform(given, f"all of its {fit.epoch} epochs are done: nothing is left to train")
+        return
+    after = f"{fit.batch} steps after epoch {fit.epoch}" if fit.batch else f"after epoch {fit.epoch}"
+    inform(given, f"going on from checkpoint {fit.number}, {after} of {given.epochs}")
+
+
+def _keywords(settings: FitSettings) -> dict[str, Any]:
+    return {name: value for name, value in vars(settings).items() if name not in OF_DATA}
+
+
+def _fit_settings(given: argparse.Namespace, out: str) -> FitSettings:
     of_optimizer = {name: getattr(given, name) for name in OF_OPTIMIZER if getattr(given, name) is not None}
     names = [flag.name for flag in (*OPTIMIZER, *TRAINING) if flag.name not in (*OF_OPTIMIZER, "optimizer")]
     return FitSettings(
         optimizer=replace(given.optimizer, **of_optimizer),
         shuffle=given.shuffle,
         verbose=not given.quiet,
+        checkpoint=os.path.abspath(out),
+        checkpoint_every=given.checkpoint_every,
         **{name: getattr(given, name) for name in names},
     )
 
@@ -192,12 +268,16 @@ def _used(given: argparse.Namespace, network: Network, settings: FitSettings) ->
     of_network = {flag.name: getattr(given, flag.name) for flag in build.NETWORK}
     of_network |= {"activation": given.activation or "relu", "loss": loss_config(network.loss_function)}
     of_network |= {"output": network.output, "input_scale": network.input_scale, "backend": network.backend.name}
+    of_network |= {"target_scale": network.target_scale}
     of_fit = {flag.name: getattr(settings, flag.name, None) for flag in (*OPTIMIZER, *TRAINING)}
     of_fit |= {name: getattr(optimizer, name) for name in OF_OPTIMIZER}
     of_fit |= {"shuffle": settings.shuffle, "precision": settings.precision or network.dtype.name}
     of_fit |= {"metrics": [getattr(metric, "name", metric) for metric in settings.metrics]}
     described = {name: _described(value) for name, value in (of_network | of_fit).items()}
-    return {"data": given.data, "test": given.test, "hidden": given.hidden, **described, "threads": given.threads}
+    is_table = network.schema is not None
+    of_table = {name: getattr(given, name) if is_table else None for name in TABLE_FLAGS}
+    of_data = {"data": given.data, "test": given.test, **of_table}
+    return {**of_data, "hidden": given.hidden, **described, "threads": given.threads}
 
 
 def _described(value: Any) -> Any:
@@ -218,12 +298,6 @@ def _parts(train_data: Dataset, test_data: Dataset) -> tuple[Part, Part | None]:
     return train_data.train, test
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
-    """The labels but those that are nan; of several columns all."""
-    one = labels.ndim == 1 or labels.shape[1:] == (1,)
-    return labels[~np.isnan(labels)] if one and labels.dtype.kind == "f" else labels
-
-
 def _check_test(network: Network, train: Part, test: Part, missing: bool) -> None:
     """Raise DataError, before the training rather than after it, if the test part cannot be evaluated."""
     if network.input_scale is None and (train.X.dtype == np.uint8) != (test.X.dtype == np.uint8):
@@ -231,95 +305,14 @@ def _check_test(network: Network, train: Part, test: Part, missing: bool) -> Non
             f"X_test is {test.X.dtype} but X is {train.X.dtype}, and only bytes are scaled: "
             "store both alike, or give --input-scale"
         )
-    network.input_shape = tuple(train.X.shape[1:])
+    if network.schema is None:  # which finds the columns of the test part itself
+        network.input_shape = tuple(train.X.shape[1:])
     scales = network.input_scale, network.target_scale
     if isinstance(network.input_scale, str):  # the training part, which is not yet known, decides
         network.input_scale = 1.0
     network.target_scale = None
     prepare(network, test.X, test.Y, name="X_test", missing=missing)
     network.input_scale, network.target_scale = scales
-
-
-def _output(asked: str | None, labels: np.ndarray, data: Dataset) -> tuple[str, int]:
-    """The output, and the number of its targets or classes, that these labels imply."""
-    if labels.size == 0:
-        raise DataError(f"{data.path}: expected at least one label, got an empty set")
-    if labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1:
-        return _output_of_columns(asked, labels)
-    whole = bool((np.isfinite(labels) & (np.floor(labels) == labels)).all())
-    guessing = asked is None and data.classes is None
-    # files written by way of text or a table have their class numbers as floats
-    if labels.dtype.kind == "f" and asked != "softmax" and (not whole or (guessing and _doubt(labels))):
-        return asked or "linear", 1
-    if asked in ("sigmoid", "linear"):
-        return asked, 1
-    wrong = labels[~np.isfinite(labels) | (labels < 0) | (labels != np.floor(labels))]
-    if wrong.size:
-        raise DataError(
-            f"{data.path}: expected class numbers from 0 up, got {wrong[0]}: number the classes from 0, or use "
-            "--output linear for values"
-        )
-    largest = int(labels.max())
-    classes = largest + 1 if data.classes is None else len(data.classes)
-    if data.classes is not None and largest >= classes:
-        raise DataError(f"{data.path}: label {largest} is out of range: list_classes names {classes} classes")
-    if classes < 2:
-        raise DataError(f"{data.path}: all labels are 0: expected at least two classes")
-    if guessing and (doubt := _doubt(labels)):
-        raise DataError(
-            f"{data.path}: labels {labels.min():g} to {largest} of {len(labels)} examples do not look like class "
-            f"numbers ({doubt}): use --output linear for values; number classes from 0 without gaps, or use --output "
-            f"softmax for {classes} of them"
-        )
-    if asked == "softmax" or classes > 2:
-        return "softmax", classes
-    return "sigmoid", 1
-
-
-def _doubt(labels: np.ndarray) -> str | None:
-    """Why these whole numbers are unlikely to be class numbers, or None."""
-    numbers = np.unique(labels)
-    if numbers[0] < 0:
-        return f"{numbers[0]:g} is among them"
-    gaps = numbers != np.arange(len(numbers))
-    if gaps.any():
-        return f"there is no {gaps.argmax()}"
-    classes = len(numbers)
-    if classes > MANY_CLASSES and len(labels) < ENOUGH_EXAMPLES * classes:
-        return f"{classes} different ones, fewer than {ENOUGH_EXAMPLES} examples of each"
-    return None
-
-
-def _guess(asked: str | None, labels: np.ndarray, train: Part, data: Dataset, network: Network) -> str:
-    """What was guessed about the data, in words, with the flags that decide."""
-    guesses, units = [], network.layer_sizes[-1]
-    if asked is None and (data.classes is None or network.output == "linear"):
-        columns = labels.ndim == 2 and labels.shape[1] > 1 and labels.shape[0] > 1
-        if network.output == "linear":
-            fix = "sigmoid for probabilities" if _are_shares(labels) else "softmax for classes"
-            guesses.append(f"the labels are real values; --output {fix}")
-        elif columns and network.output == "sigmoid":
-            guesses.append(f"the labels are {units} yes or no each; --output linear for real values")
-        elif columns:
-            guesses.append(f"the labels are {units} classes, one-hot; --output sigmoid for independent labels")
-        else:
-            guesses.append(f"the labels are {max(units, 2)} classes; --output linear for real values")
-    if network.input_scale is None and train.X.dtype == np.uint8:
-        guesses.append("X are pixels, scaled by 1/255; --input-scale 1 for numbers as they are")
-    return f" (guessed: {'. '.join(guesses)})" if guesses else ""
-
-
-def _are_shares(labels: np.ndarray) -> bool:
-    return bool(np.nanmin(labels) >= 0 and np.nanmax(labels) <= 1)
-
-
-def _output_of_columns(asked: str | None, labels: np.ndarray) -> tuple[str, int]:
-    columns = labels.shape[1]
-    if asked is not None:
-        return asked, columns
-    if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
-        return "linear", columns
-    return ("softmax" if (labels.sum(axis=1) == 1).all() else "sigmoid"), columns
 
 
 def _class_names(data: Dataset, network: Network) -> list[str] | None:

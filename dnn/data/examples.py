@@ -12,9 +12,12 @@ import numpy as np
 
 from dnn.backends import Array, Backend, backend_of, get_backend
 from dnn.data import scaling
+from dnn.data.columns import Table
 from dnn.data.hdf5 import names_with
 from dnn.data.scaling import Scaling
-from dnn.data.sources import Rows, as_array, is_device_array, read
+from dnn.data.sources import Rows, as_array, is_device_array, is_table, read
+from dnn.data.storage import storage_of
+from dnn.data.streaming import Stream
 from dnn.errors import DataError
 from dnn.layers import Dense
 from dnn.network import Network
@@ -28,7 +31,8 @@ CHUNK = 4_000_000
 class Examples:
     """X (m, n_in), on the network's device or on the host, and targets, on the device, in the output's form, or None.
 
-    An X on the host is copied to the device one batch at a time (see `dnn.batches.Batches`).
+    An X on the host, or a `Stream`, which is in its file, is brought to the device one batch at a time (see
+    `dnn.batches.Batches`).
 
     Bytes stay bytes, a quarter of the memory of float32; each batch is multiplied by `scale`, a scalar of the network's
     dtype. Anything else is already in that dtype and scaled, bytes too where the scale is learned, and `scale` is None.
@@ -52,7 +56,7 @@ class Examples:
 
     def on(self, backend: Backend) -> Examples:
         """The same examples with X on the backend's device."""
-        return replace(self, X=backend.asarray(self.X))
+        return self if isinstance(self.X, Stream) else replace(self, X=backend.asarray(self.X))
 
 
 class Targets(NamedTuple):
@@ -81,6 +85,8 @@ def prepare(
     name: str = "X",
     missing: bool = False,
     rows_to_learn: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    memory: int | None = None,
+    window: int | None = None,
 ) -> Examples:
     """The examples for this network. With `fitting`, the first ones determine an automatic or learned scale.
 
@@ -90,6 +96,10 @@ def prepare(
 
     With `missing`, targets may be nan: their weight is 0. `rows_to_learn` chooses, by the targets, the examples from
     which what belongs to the data is learned.
+
+    With `memory`, an X in a file that would take more bytes than these stays there: it becomes a `Stream`, and whether
+    its numbers are finite is seen when they are read. `window`: the bands of its windows, as a fit that
+    is gone on with had them, on which the order of the examples depends; 0: it had none.
     """
     X, targets, scale, kind = _checked(network, X, Y, name, missing)
     rows = None if rows_to_learn is None or targets is None else rows_to_learn(targets.values)
@@ -98,7 +108,13 @@ def prepare(
         statistics = _learned(network, X, targets, name, rows)
     applied = _applied(network, statistics, scale, name)
     targets = _on_device(network, statistics, targets)
-    examples = _converted(network, X, targets, applied, name, 0, X.shape[0])
+    stream = None if memory is None else _stream(network, X, applied, name, memory, window)
+    if stream is None:
+        examples = _converted(network, X, targets, applied, name, 0, X.shape[0])
+    else:
+        values, known = (None, None) if targets is None else targets
+        byte_scale = network.dtype.type(scale) if _stays_bytes(X, applied) else None
+        examples = Examples(stream, values, byte_scale, known, known)
     if fitting:
         # only once everything is accepted: a rejected fit leaves the network unchanged
         network.input_scale, network.input_kind, network.statistics = scale, kind, statistics
@@ -126,7 +142,7 @@ def prepare_in_parts(
     m, of_bytes = X.shape[0], _stays_bytes(X, applied)
     whole = X.values if isinstance(X, Rows) else X
     as_it_is = _needs_no_conversion(whole, X.dtype if of_bytes else network.dtype, 1.0 if of_bytes else applied)
-    size = m if as_it_is or is_device_array(X) else max(1, 2 * CHUNK // network.layer_sizes[0])
+    size = m if as_it_is or is_device_array(X) else _whole_bands(X, max(1, 2 * CHUNK // network.layer_sizes[0]))
 
     def parts() -> Iterator[Examples]:
         for first in range(0, m, size):
@@ -143,6 +159,8 @@ def _checked(
     """X as an array of the right shape, the targets on the host, the scale, and the kind of input."""
     if Y is not NO_LABELS:
         _check_index(name, X, Y)
+    if network.schema is not None and (isinstance(X, Table) or is_table(X)):
+        X = network.schema.encoded(X)
     X = _by_column(network, name, as_array(name, X))
     _check_shape(network, name, X)
     scale, kind = _scaling(network, name, X)
@@ -160,7 +178,7 @@ def _learned(
 
     def blocks() -> Iterator[np.ndarray]:
         columns, source = (X.columns, X if X.values is None else X.values) if isinstance(X, Rows) else (None, X)
-        for first, last in _chunks(X.shape[0], n_in):
+        for first, last in _chunks(X.shape[0], n_in, X):
             part = read(name, source, slice(first, last))
             on_host = backend_of(part).to_numpy(part) if is_device_array(part) else part
             block = on_host.reshape(last - first, n_in).astype(np.float64)
@@ -354,7 +372,7 @@ def _convert(
     for start, stop in _chunks(m, n_in):
         rows = host[start:stop]
         values = read(name, X, slice(first + start, first + stop)).reshape(stop - start, n_in)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if isinstance(scale, Scaling):
                 values = values.astype(np.float64)
                 _check_finite(name, values, first + start, values.dtype, columns)
@@ -364,6 +382,36 @@ def _convert(
             rows *= dtype.type(scale)
         _check_finite(name, rows, first + start, dtype, columns)
     return host
+
+
+def _stream(
+    network: Network, X: Any, scale: float | Scaling, name: str, memory: int, window: int | None
+) -> Stream | None:
+    """X in its file, if it is in one and takes more than this memory."""
+    stays_bytes = _stays_bytes(X, scale)
+    dtype, n_in = X.dtype if stays_bytes else network.dtype, network.layer_sizes[0]
+    if is_device_array(X) or (not window and X.shape[0] * n_in * dtype.itemsize <= memory):
+        return None
+    source = storage_of(name, X)
+    if source is None or (window == 0 and source.band is not None):
+        return None
+    columns = X.columns if isinstance(X, Rows) else None
+    factor = 1.0 if stays_bytes else scale
+
+    def convert(values: np.ndarray, out: np.ndarray, rows: np.ndarray, check: bool) -> None:
+        if values is not out or isinstance(factor, Scaling):
+            with np.errstate(over="ignore"):
+                if isinstance(factor, Scaling):
+                    values = values.reshape(out.shape).astype(np.float64)
+                    _check_finite(name, values, rows, values.dtype, columns)
+                    values = factor(network.backend, values)
+                out[...] = values.reshape(out.shape)
+        if not isinstance(factor, Scaling) and factor != 1:
+            out *= dtype.type(factor)
+        if check:
+            _check_finite(name, out, rows, dtype, columns)
+
+    return Stream(source, n_in, dtype, convert, memory, window)
 
 
 def _needs_no_conversion(X: Any, dtype: np.dtype, scale: float | Scaling) -> bool:
@@ -382,13 +430,23 @@ def new_host_array(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.nda
     return np.empty(shape, dtype)
 
 
-def _chunks(m: int, n_in: int) -> Iterator[tuple[int, int]]:
-    step = max(1, CHUNK // n_in)
+def _whole_bands(X: Any, rows: int) -> int:
+    """About so many rows, but whole chunks of a file: one that is read in two parts is unpacked twice."""
+    chunks = getattr(X, "chunks", None) if type(X).__module__.startswith("h5py") else None
+    band = chunks[0] if chunks else getattr(X, "band", None) or 1
+    return max(rows - rows % band, min(band, 4 * rows))
+
+
+def _chunks(m: int, n_in: int, X: Any = None) -> Iterator[tuple[int, int]]:
+    step = _whole_bands(X, max(1, CHUNK // n_in))
     for start in range(0, m, step):
         yield start, min(start + step, m)
 
 
-def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype, columns: Sequence[Any] | None) -> None:
+def _check_finite(
+    name: str, rows: np.ndarray, start: int | np.ndarray, dtype: np.dtype, columns: Sequence[Any] | None
+) -> None:
+    """DataError where a number is not finite; the rows are the examples from `start` on, or those of these numbers."""
     if dtype.kind != "f":
         return
     # a finite sum means that every term is finite; otherwise (it may only have overflowed) check each number
@@ -399,12 +457,13 @@ def _check_finite(name: str, rows: np.ndarray, start: int, dtype: np.dtype, colu
 
 
 def _raise_non_finite(
-    name: str, rows: np.ndarray, start: int, dtype: np.dtype, columns: Sequence[Any] | None = None
+    name: str, rows: np.ndarray, start: int | np.ndarray, dtype: np.dtype, columns: Sequence[Any] | None = None
 ) -> None:
     row, column = np.argwhere(~np.isfinite(rows))[0]
     where = f"feature {column}" if columns is None else f"column {columns[column]!r}"
     raise DataError(
-        f"{name}: expected finite numbers, got {rows[row, column]} in {dtype} at example {start + row}, "
+        f"{name}: expected finite numbers, got {rows[row, column]} in {dtype} at example "
+        f"{start[row] if isinstance(start, np.ndarray) else start + row}, "
         f"{where}: remove or fill it"
     )
 
@@ -424,8 +483,8 @@ def targets_for(
 
     With `missing`, and where there are nan: 0 in their place, and 1 for every target that is known, 0 for the others.
     """
-    Y = as_array(name, Y)
-    names = names_with(Y)
+    given, Y = Y, as_array(name, Y)
+    names = names_with(given)
     Y = backend_of(Y).to_numpy(Y) if is_device_array(Y) else read(name, Y, ...)
     K = network.targets
     if Y.ndim == 0 or Y.size == 0:
@@ -469,11 +528,17 @@ def targets_for(
     return Y, known
 
 
-def check_known(name: str, names: Sequence[str], classes: Sequence[str], used: Sequence[str] | None = None) -> None:
+def check_known(
+    name: str,
+    names: Sequence[str],
+    classes: Sequence[str],
+    used: Sequence[str] | None = None,
+    fix: str = "use data of the network's classes, named alike",
+) -> None:
     """DataError unless each of these names, or of those used, is that of one class of the network."""
     distinct = len(set(names)) == len(names) and len(set(classes)) == len(classes)
     if not distinct or not set(names if used is None else used) <= set(classes):
-        raise _other_classes(name, names, classes, "use data of the network's classes, named alike in list_classes")
+        raise _other_classes(name, names, classes, fix)
 
 
 def _other_classes(name: str, names: Sequence[str], classes: Sequence[str], fix: str) -> DataError:

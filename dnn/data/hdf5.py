@@ -7,40 +7,55 @@ Train and test may be in one file or in two, and the data sets may have other na
 
 from __future__ import annotations
 
-import errno
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike, fsdecode
 from os.path import expanduser
 from types import TracebackType
 from typing import Any
 
-from dnn.backends import BackendUnavailableError, log_once
-from dnn.errors import DataError, DnnError
+import numpy as np
 
-_LFS = b"version https://git-lfs"
+from dnn.errors import DataError, check_choice
+from dnn.hdf5 import (
+    check_written,
+    dataset,
+    has,
+    is_variable_text,
+    listed,
+    open_hdf5,
+    read,
+    reporting_damage,
+    stored,
+    unpadded,
+    variable_text,
+)
+
 LARGEST_NAMES = 100_000_000
 """Most bytes that list_classes may take: a file of 2 KB can declare far more than names ever need."""
+LARGEST_SCHEMA = 16_000_000
+"""Most bytes of the description of a table's columns."""
 
-FILTERS = {
-    305: "LZO",
-    307: "bzip2",
-    32000: "LZF",
-    32001: "Blosc",
-    32004: "LZ4",
-    32008: "Bitshuffle",
-    32013: "ZFP",
-    32015: "Zstandard",
-    32017: "SZ",
-    32018: "FCIDECOMP",
-    32024: "SZ3",
-    32026: "Blosc2",
-    32028: "SPERR",
-}
-"""Filters by their registered numbers: most files are written without the names."""
+
+class Labels(np.ndarray):
+    """Class numbers (m,) with the names of the `classes`. Rows of them do too; what is computed of them does not."""
+
+    classes: list[str] | None
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.classes = None
+
+    def __getitem__(self, rows: Any) -> Any:
+        found = super().__getitem__(rows)
+        if isinstance(found, Labels):
+            found.classes = self.classes
+        return found
+
+    @classmethod
+    def of(cls, numbers: np.ndarray, classes: list[str]) -> Labels:
+        labels = numbers.view(cls)
+        labels.classes = list(classes)
+        return labels
 
 
 class Part:
@@ -79,7 +94,8 @@ class Dataset:
         self._file = file
 
     def close(self) -> None:
-        self._file.close()
+        with reporting_damage(self.path, DataError):
+            self._file.close()
 
     def __enter__(self) -> Dataset:
         return self
@@ -93,8 +109,21 @@ class Dataset:
         return f"<data set {self.path}: train {self.train}; test {self.test}>"
 
 
-def open_dataset(path: str | bytes | PathLike[str], x: str | None = None, y: str | None = None) -> Dataset:
+def open_dataset(
+    path: str | bytes | PathLike[str],
+    x: str | None = None,
+    y: str | None = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    missing_targets: str = "error",
+) -> Dataset:
     """Open a data file lazily: examples and labels are read on use.
+
+    A table (.csv, .parquet, .feather) is read at once. `target` names its column of labels, `drop` those to leave out,
+    `categories` those of text, or of codes, to take as categories; `train.X` is for a network with a schema. With
+    `missing_targets="mask"`, targets that are numbers may be missing: they are nan.
 
     Without `x` and `y`, the file has the assignment's layout, with `train`, `test` or both. With `x` and `y`, those two
     data sets are `train`, and there is no `test`; with `x` alone, `train` has no labels. DataError says what is wrong
@@ -103,6 +132,13 @@ def open_dataset(path: str | bytes | PathLike[str], x: str | None = None, y: str
     if x is None and y is not None:
         raise ValueError("y= names the labels of the examples that x= names: give x= too")
     path = expanduser(fsdecode(path))
+    from dnn.data.tables import is_table_file, open_table
+
+    if is_table_file(path):
+        if x is not None:
+            raise ValueError(f"{path}: x= and y= name data sets of HDF5: give target=, the table's columns of labels")
+        check_choice("missing_targets", missing_targets, ("error", "mask"))
+        return open_table(path, target, drop=drop, categories=categories, missing=missing_targets == "mask")
     file = open_hdf5(path, DataError)
     train: Part | None
     test: Part | None
@@ -111,160 +147,86 @@ def open_dataset(path: str | bytes | PathLike[str], x: str | None = None, y: str
             if x is not None:
                 train, test = _part(path, file, x, y), None
             else:
+                schema = schema_in(path, file)
                 train, test = (
-                    _part(path, file, f"{split}_set_x", f"{split}_set_y") if f"{split}_set_x" in file else None
+                    _part(path, file, f"{split}_set_x", f"{split}_set_y", schema)
+                    if has(file, f"{split}_set_x")
+                    else None
                     for split in ("train", "test")
                 )
                 if train is None and test is None:
                     raise DataError(
-                        f"{path}: no data set train_set_x or test_set_x: the file has {_names(file)}; "
+                        f"{path}: no data set train_set_x or test_set_x: the file has {listed(file)}; "
                         "name the examples with x=, their labels with y="
                     )
             classes = _class_names(path, file)
+        given = {"target": target, "drop": drop, "categories": categories}
+        check_as_converted(path, train or test, {f"{name}=": names for name, names in given.items() if names})
         return Dataset(path, file, train, test, classes)
     except BaseException:
-        file.close()
+        with suppress(Exception):  # closing a damaged file can fail too
+            file.close()
         raise
 
 
 def names_with(Y: Any) -> list[str] | None:
-    """The names of the classes in the file that these labels are a data set of, if they are and it has any."""
+    """The names of the classes of these labels, if they, or the file that they are a data set of, have any."""
     import sys
 
+    if isinstance(Y, Labels):
+        return Y.classes
     Y = getattr(Y, "_dset", Y)  # of what Dataset.astype returns
     # only h5py makes such a Y; importing it takes a tenth of a second
-    if "h5py" not in sys.modules or not isinstance(Y, sys.modules["h5py"].Dataset):
+    kind = getattr(sys.modules.get("h5py"), "Dataset", None)
+    if kind is None or not isinstance(Y, kind):
         return None
     path = str(Y.file.filename)
     with reporting_damage(path, DataError):
-        return _class_names(path, Y.file)
+        return _class_names(path, Y.file, on_disk=Y.file.mode == "r" and Y.file.driver == "sec2")
 
 
-@contextmanager
-def reporting_damage(path: str, error: type[Exception]) -> Iterator[None]:
-    """Turn whatever h5py raises on a damaged file, from KeyError to OSError, into a one-line `error`."""
-    try:
-        yield
-    except (DnnError, BackendUnavailableError):
-        raise
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as cause:
-        if _is_device_error(cause):
-            raise error(f"{path}: cannot be read: {os.strerror(errno.EIO)}") from None
-        raise error(f"{path}: a damaged HDF5 file: {' '.join(str(cause).split())}") from cause
-
-
-def _is_device_error(cause: BaseException) -> bool:
-    return isinstance(cause, OSError) and cause.errno == errno.EIO
-
-
-def read_failure(data: Any, cause: Exception) -> str:
-    """Why reading a data set, of HDF5 or of another library, has failed."""
-    missing = missing_filter(data)
-    if missing is not None:
-        return missing
-    message = " ".join(str(cause).split())
-    if not type(data).__module__.startswith("h5py"):
-        return f"{type(cause).__name__}: {message}"
-    return os.strerror(errno.EIO) if _is_device_error(cause) else f"the file is damaged ({message})"
-
-
-def missing_filter(data: Any) -> str | None:
-    """What to do about a filter of this data set that HDF5 lacks here; None if there is none."""
-    if not (type(data).__module__.startswith("h5py") and hasattr(data, "id")):
-        return None
-    import h5py
-
-    filters = data.id.get_create_plist()
-    for i in range(filters.get_nfilters()):
-        number, _, _, name = filters.get_filter(i)
-        with suppress(ImportError):  # importing it is what registers its filters
-            if not h5py.h5z.filter_avail(number):
-                import_module("hdf5plugin")
-        if not h5py.h5z.filter_avail(number):
-            name = FILTERS.get(number) or name.decode("utf-8", "replace") or "unknown"
-            fix = "pip install hdf5plugin" if number in FILTERS else "install its plugin"
-            return (
-                f"it is compressed with the filter {name} ({number}), which is not installed: {fix}, or store the "
-                "data set with gzip"
+def check_as_converted(path: str, part: Part | None, given: Mapping[str, Any]) -> None:
+    """DataError where this is given of an HDF5 file's columns, which are decided; its target may be named again."""
+    target = getattr(None if part is None else part.X, "target", None)
+    for name, names in given.items():
+        if target is None:
+            raise DataError(f"{path}: {name} is for tables, and the file has arrays: leave it out")
+        listed = names if isinstance(names, str) else ",".join(names)
+        if "target" not in name or listed.replace(", ", ",") != ",".join(target).replace(", ", ","):
+            also = f", and the target is {', '.join(target)}" if "target" in name else ""
+            raise DataError(
+                f"{path}: {name} was decided when the table was converted{also}: give it to dnn convert, or leave it "
+                "out"
             )
-    return None
 
 
-def open_hdf5(path: str, error: type[Exception]) -> Any:
-    """The file, opened for reading; a one-line `error` if it is not a readable HDF5 file."""
-    import h5py  # a tenth of a second, paid only when a file is opened
-
-    read_head(path, error)
-    try:
-        return h5py.File(path, "r")
-    except OSError as cause:
-        if "truncated" in str(cause):
-            raise error(f"{path}: the HDF5 file is truncated: copy or download it again") from None
-        if isinstance(cause, BlockingIOError):
-            raise error(
-                f"{path}: cannot be read while another program writes it: wait, or close that program"
-            ) from None
-        if "already open for write" in str(cause):
-            raise error(
-                f"{path}: cannot be read while another program writes it (or one that did has crashed): close that "
-                f"program, or clear the mark it left with h5clear -s {path}"
-            ) from None
-        if "unable to lock file" in str(cause):
-            raise error(
-                f"{path}: its file system cannot lock it: set HDF5_USE_FILE_LOCKING=FALSE, or copy the file"
-            ) from None
-        if "n't match" in str(cause):  # HDF5 opens a file once a process
-            raise error(
-                f"{path}: is open in this process with other settings (locking= or the like): close it there first, "
-                "or open it there as h5py.File(path) does"
-            ) from None
-        if _is_device_error(cause):
-            raise error(f"{path}: cannot be read: {os.strerror(errno.EIO)}") from None
-        if not h5py.is_hdf5(path):
-            raise error(f"{path}: not an HDF5 file") from None
-        if "version number" in str(cause):
-            raise error(
-                f"{path}: damaged, or of a version that HDF5 {h5py.version.hdf5_version} cannot read: update h5py, or "
-                f"write it with an older libver ({cause})"
-            ) from None
-        raise error(f"{path}: a damaged HDF5 file: {cause}") from None
+def schema_in(path: str, file: Any) -> bytes | None:
+    """What the columns of a converted table are, as JSON."""
+    if not has(file, "schema"):
+        return None
+    data = dataset(path, file, "schema", DataError, kinds="S", budget=LARGEST_SCHEMA)
+    if data.shape != ():
+        raise DataError(f"{path}: schema: expected one text, got shape {data.shape}: convert the table again")
+    return bytes(read(path, data, DataError)[()])
 
 
-def read_head(path: str, error: type[Exception]) -> bytes:
-    """The first bytes of a file; a one-line `error` if it cannot be read or holds no data."""
-    try:
-        # opening a pipe would block, and neither format can be read from one
-        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise error(f"{path}: expected a file, got a pipe or a device: copy it to a file first")
-        with open(path, "rb") as file:
-            head = file.read(len(_LFS))
-    except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
-    except OSError as cause:
-        raise error(f"{path}: cannot be read: {cause.strerror}") from None
-    except ValueError as cause:  # a null character, or one that no file system can name
-        raise error(f"{path!r}: no name of a file ({cause}): correct the path") from None
-    if head == _LFS:
-        raise error(f"{path}: this is a Git LFS pointer, not the data: run 'git lfs pull' in its repository")
-    if not head:
-        raise error(f"{path}: the file is empty")
-    return head
-
-
-def _part(path: str, file: Any, x: str, y: str | None) -> Part:
+def _part(path: str, file: Any, x: str, y: str | None, schema: bytes | None = None) -> Part:
     X = _numbers(path, file, x)
+    if schema is not None:
+        from dnn.data.tables import table_of
+
+        X = table_of(path, X, schema)
     if y is None:
-        return Part(X, None, f"{path}: name the labels of {x} too, with y=: the file has {_names(file)}")
-    missing = f"{path}: no data set {y!r}: the file has {_names(file)}"
-    if y not in file:
-        return Part(X, None, missing)
+        return Part(X, None, f"{path}: name the labels of {x} too, with y=: the file has {listed(file)}")
+    if not has(file, y):
+        return Part(X, None, f"{path}: no data set {y!r}: the file has {listed(file)}")
     Y = _numbers(path, file, y)
     if Y.shape[0] != X.shape[0]:
-        raise DataError(f"{path}: {_unlike(x, X.shape, y, Y.shape)}")
-    return Part(X, Y, missing)
+        raise DataError(f"{path}: {unlike(x, X.shape, y, Y.shape)}")
+    return Part(X, Y, "")
 
 
-def _unlike(x: str, X: tuple[int, ...], y: str, Y: tuple[int, ...]) -> str:
+def unlike(x: str, X: tuple[int, ...], y: str, Y: tuple[int, ...]) -> str:
     """What is wrong with these shapes, whose numbers of examples differ."""
     if len(Y) == 2 and Y[1] == X[0]:
         fix = f"({X[0]},)" if Y[0] == 1 else f"({X[0]}, {Y[0]})"
@@ -275,15 +237,22 @@ def _unlike(x: str, X: tuple[int, ...], y: str, Y: tuple[int, ...]) -> str:
     return f"{x} has {X[0]} examples but {y} has {Y[0]} labels"
 
 
-def _class_names(path: str, file: Any) -> list[str] | None:
-    if "list_classes" not in file:
+def _class_names(path: str, file: Any, on_disk: bool = True) -> list[str] | None:
+    if not has(file, "list_classes"):
         return None
-    names = _dataset(path, file, "list_classes")
+    names = stored(path, file, "list_classes", DataError)
     if names.ndim != 1 or names.nbytes > LARGEST_NAMES:
         raise DataError(f"{path}: list_classes: expected one name per class, got shape {names.shape}")
+    found: Any
+    if not is_variable_text(names.id.get_type()):
+        found = read(path, dataset(path, file, "list_classes", DataError), DataError)
+    elif on_disk:
+        found = variable_text(path, file, names, DataError, LARGEST_NAMES)
+    else:  # a file of the user's own, which may be in memory, or not written yet
+        found = names[...]
     numbers: dict[str, int] = {}
-    for number, stored in enumerate(names[...]):
-        name = _class_name(path, number, stored)
+    for number, name_as_stored in enumerate(found):
+        name = _class_name(path, number, name_as_stored)
         if numbers.setdefault(name, number) != number:
             raise DataError(
                 f"{path}: list_classes: expected different names, got {name!r} for class {numbers[name]} and class "
@@ -299,100 +268,10 @@ def _class_name(path: str, number: int, name: Any) -> str:
         raise DataError(f"{path}: list_classes: name {number}, {bytes(name)!r}, is not UTF-8: store it so") from None
 
 
-def unpadded(name: bytes) -> str:
-    """A name without what fills its field: spaces, or a null character and whatever follows it."""
-    return name.split(b"\0")[0].decode().rstrip()
-
-
 def _numbers(path: str, file: Any, name: str) -> Any:
-    data = _dataset(path, file, name)
+    data = stored(path, file, name, DataError)
     if not data.shape:
         raise DataError(f"{path}: {name}: expected one example per row, got a single value")
-    try:
-        kind = data.dtype.kind
-    except TypeError as cause:  # a type of HDF5 that NumPy has no like of
-        raise DataError(f"{path}: {name}: expected numbers, got another type ({cause})") from None
-    if kind not in "biuf":
-        raise DataError(f"{path}: {name}: expected numbers, got {data.dtype}")
+    data = dataset(path, file, name, DataError, kinds="biuf")
     check_written(f"{path}: {name}:", data)
     return data
-
-
-def check_stored(what: str, data: Any, fix: str = "store the data itself") -> None:
-    """DataError unless this data set of HDF5 has its values in its own file: others, if gone, would read as zeros."""
-    if data.external is not None or data.is_virtual:
-        raise DataError(f"{what} keeps its data in another file: refused; {fix}")
-    if data.shape is None:
-        raise DataError(f"{what} is empty")
-
-
-def check_written(what: str, data: Any) -> None:
-    """DataError where nothing of this data set was ever written, a warning where rows were not: they read as a fill."""
-    if data.size and not data.id.get_storage_size():
-        raise DataError(f"{what} shape {data.shape} is declared, but no data was ever written")
-    unwritten = _rows_never_written(data)
-    if unwritten:
-        log_once(
-            f"{place_of(data)}: {unwritten} of {data.shape[0]} rows were never written, at least "
-            f"in part, and read as {data.fillvalue}: write them, or leave them out"
-        )
-
-
-def place_of(data: Any) -> str:
-    return f"{data.file.filename}: {(data.name or '/a data set without a name')[1:]}"
-
-
-def _rows_never_written(data: Any) -> int:
-    """The rows of which HDF5 has allocated no chunk, or not all. What is left of an allocated one is unknown."""
-    if not data.chunks or not data.size or not hasattr(data.id, "chunk_iter"):
-        return 0
-    bands, *across = (-(-n // size) for n, size in zip(data.shape, data.chunks, strict=True))
-    if data.id.get_num_chunks() >= bands * math.prod(across):
-        return 0
-    found: dict[int, int] = {}
-
-    def count(chunk: Any) -> None:
-        first = chunk.chunk_offset[0]
-        found[first] = found.get(first, 0) + 1
-
-    data.id.chunk_iter(count)
-    m, rows = data.shape[0], data.chunks[0]
-    return m - sum(min(rows, m - first) for first, n in found.items() if n >= math.prod(across))
-
-
-def _dataset(path: str, file: Any, name: str) -> Any:
-    """The data set of that name, stored in this file itself: links are not followed."""
-    import h5py
-
-    group = file
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    for i, part in enumerate(parts):
-        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
-        if link is None:
-            raise DataError(f"{path}: no data set {name!r}: the file has {_names(file)}")
-        if not isinstance(link, h5py.HardLink):
-            raise DataError(
-                f"{path}: {'/'.join(parts[: i + 1])} is a link to elsewhere: refused; store the data itself"
-            )
-        group = group[part]
-    if not isinstance(group, h5py.Dataset):
-        raise DataError(f"{path}: {name!r} is a group, not a data set: the file has {_names(file)}")
-    check_stored(f"{path}: {name}", group)
-    missing = missing_filter(group)
-    if missing is not None and group.size:
-        try:
-            group[(0,) * group.ndim]  # filters are optional: the data may have been stored without it
-        except OSError:
-            raise DataError(f"{path}: {name}: {missing}") from None
-    return group
-
-
-def _names(file: Any) -> str:
-    import h5py
-
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    if not names:
-        return "no data sets"
-    shown = ", ".join(sorted(names)[:20])
-    return shown + (f" and {len(names) - 20} more" if len(names) > 20 else "")

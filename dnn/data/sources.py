@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dnn.backends import backend_of
-from dnn.data.hdf5 import check_stored, check_written, place_of, read_failure
 from dnn.errors import DataError
+from dnn.hdf5 import check_stored, check_written, place_of, read_failure
 
 _CUDA = (2, 13)
 """DLPack's device types: CUDA, and CUDA's managed memory."""
@@ -19,7 +19,8 @@ _CUDA = (2, 13)
 class Rows:
     """Examples that are converted or read as their rows are asked for: a table's, or another library's array.
 
-    `columns` are a table's names. `values` is its content where that is one array already.
+    `columns` are a table's names. `values` is its content where that is one array already. `band` is given where rows
+    are read from a file: so many are best read together, from a multiple of it on.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Rows:
         read: Callable[[int, int], np.ndarray],
         columns: Sequence[Any] | None = None,
         values: np.ndarray | None = None,
+        band: int | None = None,
     ) -> None:
         self.shape, self.dtype, self.columns, self.values = shape, dtype, columns, values
+        self.band = band
         self._read = read
 
     def __getitem__(self, rows: Any) -> np.ndarray:
@@ -41,7 +44,9 @@ class Rows:
     def in_order(self, order: Sequence[int]) -> Rows:
         """The same examples of a table, with its columns in this order."""
         columns = None if self.columns is None else [self.columns[j] for j in order]
-        return Rows(self.shape, self.dtype, lambda start, stop: self._read(start, stop)[:, order], columns)
+        return Rows(
+            self.shape, self.dtype, lambda start, stop: self._read(start, stop)[:, order], columns, band=self.band
+        )
 
 
 def as_array(name: str, X: Any) -> Any:
@@ -52,7 +57,7 @@ def as_array(name: str, X: Any) -> Any:
     if type(X).__module__.startswith("h5py"):
         _check_hdf5(name, X)
     try:
-        X = _table(name, X) if _is_table(X) else _array(name, X)
+        X = _table(name, X) if is_table(X) else _array(name, X)
     except (DataError, MemoryError):
         raise
     except Exception as cause:  # every library has its own for what NumPy cannot hold
@@ -102,7 +107,7 @@ def is_device_array(X: Any) -> bool:
 
 
 def _array(name: str, X: Any) -> Any:
-    if is_device_array(X):
+    if isinstance(X, Rows) or is_device_array(X):
         return X
     if hasattr(X, "toarray"):
         it = f"{name}." if name.isidentifier() else "its "
@@ -268,7 +273,7 @@ def _unlike(items: Any, path: str = "") -> str | None:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _is_table(X: Any) -> bool:
+def is_table(X: Any) -> bool:
     """A frame of pandas, polars, or a library that does as they do, or a table or batch of Arrow."""
     return (
         hasattr(X, "get_columns")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,15 @@ from dnn.schedules import SCHEDULES, Schedule
 Shape = tuple[int, ...]
 Backward = Callable[[Value], Value]
 """dX from dY; it leaves the gradients of the parameters with the `Place`."""
+
+
+class Name(NamedTuple):
+    """What a value of a plan is in the field's terms: Z2, or dW2; of which layer, counted as `walk` does from 1, and of
+    which member, from 0."""
+
+    tensor: str
+    layer: int | None = None
+    member: int | None = None
 
 
 class Draw(Protocol):
@@ -96,6 +105,8 @@ class Owner(Protocol):
     training: bool
     dtype: np.dtype
     """That products are computed in."""
+    copy: int | None
+    """The member of the network that it is, where each has weights of its own."""
 
     def parameter(self, name: str, member: int | None) -> Value: ...
     def gradient(self, name: str, value: Value, member: int | None) -> None: ...
@@ -115,16 +126,19 @@ class Binding:
 
     def bind(self, layers: Sequence[Layer], X: Value) -> tuple[Value, Backward]:
         """Layer after layer, and their backward passes in reverse."""
-        backwards: list[Backward] = []
+        backwards: list[tuple[Place, Backward]] = []
         for layer in layers:
             self._numbers[layer.family] += 1
             self._places += 1
-            X, backward = layer.bind(Place(self, layer, self._numbers[layer.family], self._places), X)
-            backwards.append(backward)
+            place = Place(self, layer, self._numbers[layer.family], self._places)
+            X, backward = layer.bind(place, X)
+            place.name("Y", X)
+            backwards.append((place, backward))
 
         def all_backwards(dY: Value) -> Value:
-            for step in reversed(backwards):
-                dY = step(dY)
+            for place, backward in reversed(backwards):
+                dY = backward(dY)
+                place.name("dX", dY)
             return dY
 
         return X, all_backwards
@@ -148,13 +162,20 @@ class Place:
 
     def gradient(self, name: str, value: Value, member: int | None = None) -> None:
         """Leave the gradient of a parameter, of its shape."""
+        self.name(f"d{name}", value)
         self._owner.gradient(numbered(name, self._number), value, member)
 
     def state(self, name: str) -> Value:
         return self._owner.state(numbered(name, self._number))
 
     def set_state(self, name: str, value: Value) -> None:
+        self.name(name, value)
         self._owner.set_state(numbered(name, self._number), value)
+
+    def name(self, name: str, value: Value) -> Value:
+        """Say what a value is, as Z or dZ: what is said of a divergence calls it so. Gives the value."""
+        self.plan.name(value, Name(numbered(name, self._number), self._place, self._owner.copy))
+        return value
 
     def factor(self, schedule: Schedule | None) -> Value | float:
         """What a schedule multiplies a setting by at this step: a scalar of the plan; 1 without a schedule."""

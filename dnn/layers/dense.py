@@ -93,12 +93,17 @@ class Dense(Layer):
 
 def activate(at: Place, name: str | None, Z: Value) -> tuple[Value, Backward]:
     """g(Z) and its backward; without a name Z itself."""
+    at.name("Z", Z)
     if name is None:
-        return Z, lambda dA: dA
+        return Z, lambda dZ: dZ
     activation = ACTIVATIONS[name]
-    A = at.call(activation.forward, Z)
+    A = at.name("A", at.call(activation.forward, Z))
     saved = {"Z": Z, "A": A}
-    return A, lambda dA: at.call(activation.backward, dA, *(saved[what] for what in activation.saves))
+
+    def backward(dA: Value) -> Value:
+        return at.name("dZ", at.call(activation.backward, dA, *(saved[what] for what in activation.saves)))
+
+    return A, backward
 
 
 @known_layer
