@@ -328,17 +328,24 @@ def _temporary(folder: str, mode: int = 0o600) -> tuple[int, str]:
         path = os.path.join(folder, f".dnn-{os.urandom(8).hex()}")
         # not by tempfile, whose files are the user's alone: to undo that, all threads would get another umask
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        _lock(handle)
-        if os.fstat(handle).st_nlink or os.path.lexists(path):
+        if _lock(handle) and (os.fstat(handle).st_nlink or os.path.lexists(path)):
             return handle, path
         os.close(handle)  # before it was locked, another writer took it for one that was left
 
 
-def _lock(handle: int) -> None:
-    """Keep others from taking this file for one that was left; a shared lock, as readers of HDF5 files have."""
-    with contextlib.suppress(OSError):  # no locks on this file system
+def _lock(handle: int) -> bool:
+    """Keep others from taking this file for one that was left; a shared lock, as readers of HDF5 files have.
+
+    False where another is about to remove it.
+    """
+    try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this file system
+        pass
+    return True
 
 
 def _remove_left(folder: str) -> None:

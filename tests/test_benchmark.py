@@ -351,6 +351,7 @@ def test_without_mnist_its_epochs_are_left_out(monkeypatch):
         benchmark.epochs(benchmark.parse(["epochs"]))
 
 
+@pytest.mark.slow
 def test_a_run_on_one_thread(tmp_path: Path):
     path = tmp_path / "figures.json"
     command = [sys.executable, ROOT / "scripts" / "benchmark.py", "steps", "--peers", "none", "--threads", "1"]

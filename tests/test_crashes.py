@@ -132,4 +132,4 @@ def test_of_a_writer_without_fault_nothing_is_found(tmp_path: Path):
 )
 def test_a_planted_fault_is_found(training: Training, problem: str, tmp_path: Path):
     # where a random kill falls is a matter of chance
-    assert any(crash(training, tmp_path / str(seed), kills=16, seed=seed).problems[problem] for seed in range(6))
+    assert any(crash(training, tmp_path / str(seed), kills=6, seed=seed).problems[problem] for seed in range(16))

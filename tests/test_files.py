@@ -199,7 +199,8 @@ def test_a_link_that_appears_after_the_check_is_kept(target, tmp_path: Path):
     assert listing(tmp_path).get("there") == b"the other's" and not (tmp_path / "gone").exists()
 
 
-def test_of_many_writers_of_one_name_one_succeeds(tmp_path: Path):
+@pytest.mark.parametrize("round", range(12))
+def test_of_many_writers_of_one_name_one_succeeds(round, tmp_path: Path):
     path, errors, kept = str(tmp_path / "runs" / "model.h5"), [], []
     start = threading.Barrier(8)
 

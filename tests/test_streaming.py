@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import dnn
-from dnn.backends import base
+from dnn.backends import base, use_compiled_steps
 from dnn.backends.codegen import reading
 from dnn.batches import Batches
 from dnn.data import prepare, storage, streaming
@@ -31,6 +31,13 @@ BYTES = DRAW.integers(0, 256, (M, N), np.uint8)
 FLOATS = DRAW.standard_normal((M, N)).astype(np.float32)
 Y = DRAW.integers(0, 3, M)
 GZIP: dict[str, Any] = {"chunks": (64, N), "compression": "gzip"}
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(request: pytest.FixtureRequest) -> None:
+    """What is no matter of a backend is tested without waiting for a compiler."""
+    if "backend" not in request.fixturenames:
+        use_compiled_steps(False)
 
 
 @pytest.fixture(autouse=True)
@@ -238,8 +245,16 @@ def test_rows_that_a_table_reads_in_bands_stay_there(in_file):
 # ---------------------------------------------------------------------------------------- start in the middle
 
 
-@pytest.mark.parametrize("layout", [{}, GZIP], ids=["contiguous", "gzip"])
-@pytest.mark.parametrize("backend", ["numpy", "standin"], indirect=True)
+@pytest.mark.parametrize(
+    ("layout", "backend"),
+    [
+        pytest.param({}, "numpy", id="contiguous-numpy"),
+        pytest.param(GZIP, "numpy", id="gzip-numpy"),
+        pytest.param(GZIP, "standin", id="gzip-standin"),
+        pytest.param({}, "standin", id="contiguous-standin", marks=pytest.mark.slow),
+    ],
+    indirect=["backend"],
+)
 def test_from_the_middle_on_the_batches_are_the_same(layout, backend, store):
     network = network_of(backend=backend.name)
     examples = prepare(network, store(FLOATS, **layout), Y, fitting=True, memory=30_000)
@@ -408,7 +423,7 @@ def test_a_fit_takes_what_was_estimated_and_never_the_whole(layout, store):
 
 
 def test_predicting_and_exact_metrics_do_not_load_it_either(store, in_file, monkeypatch):
-    monkeypatch.setattr("dnn.inference.ACTIVATION_BYTES", 20_000)
+    monkeypatch.setattr("dnn.inference.ACTIVATION_BYTES", 60_000)
     monkeypatch.setattr("dnn.data.examples.CHUNK", 3000)
     monkeypatch.delattr(Stream, "__getitem__")
     network, X, labels = network_of(), np.tile(FLOATS, (8, 1)), np.tile(Y, 8)
