@@ -126,7 +126,8 @@ def test_of_a_writer_without_fault_nothing_is_found(tmp_path: Path):
         (Counting(updating), "mixed"),
         (Counting(too_early), "lost"),
         (Counting(atomically, exact=False), "different"),
-        (Counting(without_locks), "left"),
+        # how many files are left when another kill comes is a matter of many kills
+        pytest.param(Counting(without_locks), "left", marks=pytest.mark.slow),
     ],
     ids=["in place", "updating", "reported too early", "not resumed exactly", "never cleaned"],
 )

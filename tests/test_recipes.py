@@ -71,7 +71,11 @@ def test_a_recipe_in_small_is_the_same_on_the_command_line(name, tmp_path: Path,
 
 @pytest.mark.parametrize(
     "name, measure, bar",
-    [("digits", "accuracy", 0.975), ("breast_cancer", "roc_auc", 0.99), ("diabetes", "r2", 0.4)],
+    [
+        pytest.param("digits", "accuracy", 0.975, marks=pytest.mark.slow),
+        ("breast_cancer", "roc_auc", 0.99),
+        ("diabetes", "r2", 0.4),
+    ],
 )
 def test_the_commands_reach_what_the_recipe_does(name, measure, bar, tmp_path: Path, monkeypatch, train: Train):
     monkeypatch.chdir(tmp_path)
