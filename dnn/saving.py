@@ -64,6 +64,13 @@ class Saving:
         if ending or checkpoints.due(step):
             self._write(checkpoints, batch, step, wait=ending)
 
+    def after_divergence(self) -> None:
+        """The last finite epoch, to which the network has gone back: those taken after it may be finite, but doomed."""
+        epochs = self._history.epoch
+        if self._checkpoints is not None and epochs and epochs[-1] == self._trainer.network.epochs:
+            self.epoch = len(epochs)
+            self._write(self._checkpoints, 0, len(self._run) * self.epoch, wait=False)
+
     def at_the_end(self) -> None:
         """The state that the fit ends in, and the network as it is left."""
         if self._checkpoints is not None:
@@ -89,7 +96,7 @@ class Saving:
             again,
             self.epoch,
             batch,
-            self._run.totals(),
+            self._run.totals() if batch else [],
             history,
             state.learning_rate,
             self._trainer.data,

@@ -18,7 +18,7 @@ from dnn import checkpoint, model_file
 from dnn.backends import Backend, use_compiled_steps
 from dnn.callbacks import Event
 from dnn.checkpoint import numbered
-from dnn.errors import DataError, ModelFileError, OutputError
+from dnn.errors import DataError, ModelFileError, NonFiniteLossError, OutputError
 from dnn.network import Network
 
 GENERATOR = np.random.default_rng(0)
@@ -521,6 +521,21 @@ def test_what_is_not_finite_never_takes_the_place_of_a_good_checkpoint(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         network().fit(X, Y, **EVERYTHING, checkpoint=tmp_path, callbacks=[Breaking()])
     assert not os.listdir(tmp_path)
+
+
+def test_after_a_divergence_the_last_checkpoint_is_of_the_last_finite_epoch(tmp_path: Path):
+    def rising(event: Event) -> None:
+        event.learning_rate = 1e30 if event.epoch == 3 else 0.1
+
+    net = dnn.Network([4, 6, 3], output="softmax")
+    with pytest.raises(NonFiniteLossError, match="as it was after epoch 3"):
+        net.fit(
+            X, Y, epochs=9, batch_size=8, optimizer="sgd", checkpoint=tmp_path, checkpoint_every=1, callbacks=[rising]
+        )
+    (_, path), *_ = numbered(str(tmp_path))
+    kept = dnn.load(path)
+    assert kept.epochs == 3
+    np.testing.assert_array_equal(kept.parameters.flat, net.parameters.flat)
 
 
 def test_the_permissions_of_a_folder_decide_nothing_of_its_checkpoints(tmp_path: Path):

@@ -34,7 +34,7 @@ from dnn.cli.common import (
 from dnn.cli.data import FILES, TABLE_FLAGS, add_table_flags, name_of_run, open_data, schema_of
 from dnn.cli.guess import guesses, known_labels, output_for
 from dnn.data import Dataset, Part, prepare
-from dnn.errors import DataError, OutputError
+from dnn.errors import DataError, NonFiniteLossError, OutputError
 from dnn.files import ResultsBeside, check_writable, write_results
 from dnn.initializers import INITIALIZERS
 from dnn.interrupt import Terminated
@@ -188,6 +188,10 @@ def run(given: argparse.Namespace) -> None:
             remove_all(out)
         try:
             history = network.fit(train.X, labels, **_keywords(settings))
+        except NonFiniteLossError:
+            if left := numbered(out):
+                inform(given, f"{left[0][1]} is a model as of the last finite epoch")
+            raise
         except (KeyboardInterrupt, Terminated):
             if left := numbered(out):
                 inform(given, f"{left[0][1]} is the last checkpoint: go on with --resume auto")
