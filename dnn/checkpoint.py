@@ -25,7 +25,7 @@ import numpy as np
 
 from dnn.errors import DataError, ModelFileError, OutputError
 from dnn.files import check_writable, missing_folders, remove_empty, write_whole
-from dnn.model_file import check_describable, check_readable, contents, described, file_bytes, network_of
+from dnn.model_file import architecture_of, check_readable, contents, described, file_bytes, network_of
 from dnn.network import Network
 from dnn.training_file import GROUP, Stored, not_finite
 
@@ -47,7 +47,8 @@ class Checkpoints:
         self, folder: str | PathLike[str], every: int | str | None, own: str | None = None, number: int | None = None
     ) -> None:
         self.folder = real_folder(folder)
-        self._steps = every if isinstance(every, int) else None
+        self.steps = every if isinstance(every, int) else None
+        """How many steps there are between two; None where it is a time."""
         self._seconds = float(every.removesuffix("s")) if isinstance(every, str) else None
         found = [number for number, _ in numbered(self.folder)]
         if found and own != self.folder:
@@ -66,7 +67,7 @@ class Checkpoints:
 
     def __enter__(self) -> Checkpoints:
         try:
-            self._made = missing_folders(os.path.abspath(self.folder))
+            self._made = missing_folders(self.folder)
             os.makedirs(self.folder, exist_ok=True)
         except OSError as cause:
             raise OutputError(f"{self.folder}: cannot be written: {cause.strerror}") from None
@@ -80,11 +81,6 @@ class Checkpoints:
             os.close(self._lock)
         remove_empty(self._made)
 
-    @property
-    def steps(self) -> int | None:
-        """How many steps there are between two; None where it is a time."""
-        return self._steps
-
     def begin_at(self, step: int) -> None:
         """Go on after a checkpoint that was taken after this step."""
         self._last_step = step
@@ -93,8 +89,8 @@ class Checkpoints:
         """Whether the next should be taken after this step, the first being 1, and none is being written."""
         if self._thread is not None and self._thread.is_alive():
             return False
-        if self._steps is not None:
-            return step - self._last_step >= self._steps
+        if self.steps is not None:
+            return step - self._last_step >= self.steps
         return self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
 
     def begin(self, step: int) -> int:
@@ -185,17 +181,14 @@ def can_be_resumed(folder: str) -> bool:
 
 def check_same(path: str, found: Network, asked: Network) -> None:
     """ValueError names in what a checkpoint's network is another than the one that was asked for."""
-    there, here = (json.loads(check_describable(network)) for network in (found, asked))
+    there, here = (
+        {"scaling": network.schema and network.schema.scaling, **json.loads(architecture_of(network))}
+        for network in (found, asked)
+    )
     # None: what the data decides
-    decided = {name for name in ("input_scale",) if here.get(name) is None}
+    decided = {"input_scale"} if here["input_scale"] is None else set()
     for name in [name for name in {**here, **there} if name not in OF_A_TRAINING | decided]:
         if there.get(name) != here.get(name):
-            if name == "schema" and (there.get(name) or {}).get("scaling") != (here.get(name) or {}).get("scaling"):
-                scalings = [each["schema"]["scaling"] if each.get("schema") else None for each in (there, here)]
-                raise ValueError(
-                    f"{path}: is of another network, whose scaling is {scalings[0]!r}, not {scalings[1]!r}: give the "
-                    "settings that the run was started with, or begin a new run"
-                )
             if name == "schema":
                 raise DataError(f"{path}: is of a network for another table: its columns, or their values, are others")
             raise ValueError(

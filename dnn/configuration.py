@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 
 def to_config(value: Any, kinds: Mapping[str, type], where: str) -> dict[str, Any]:
     """{"name": ..., setting: ...}; ValueError, which names the registry `where`, if its kind is not one of them."""
@@ -27,6 +29,13 @@ def from_config(config: Any, kinds: Mapping[str, type], what: str) -> Any:
     if unknown := settings.keys() - {item.name for item in fields(kind)}:
         raise ValueError(f"{what}: {config['name']} has no setting {sorted(unknown)[0]!r:.100}: update dnn")
     return kind(**settings)
+
+
+def of_numpy(value: Any) -> Any:
+    """What `json.dumps` makes of NumPy's numbers and arrays: its `default`."""
+    if isinstance(value, (np.number, np.bool_, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"a model file stores numbers and names, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

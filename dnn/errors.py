@@ -1,7 +1,7 @@
 """The exceptions of this package. Invalid settings raise ValueError or TypeError."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -115,6 +115,16 @@ def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | No
 
     found = difflib.get_close_matches(name, list(known), 1, cutoff) if isinstance(name, str) else []
     return found[0] if found else None
+
+
+def printable(text: str) -> str:
+    """One line for a terminal: names in a file can contain anything, line breaks and escape sequences among it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def enumerated(names: Sequence[Any], shown: Callable[[Any], str] = str, most: int = 10) -> str:
+    """The names in a message, the first ones of many."""
+    return ", ".join(map(shown, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def configuration(what: str, given: Any, kind: type, known: Mapping[str, Any], example: str, also: str = "") -> Any:

@@ -28,7 +28,7 @@ import numpy as np
 
 import dnn.hdf5
 from dnn import chunk_index
-from dnn.errors import DataError, ModelFileError
+from dnn.errors import DataError, ModelFileError, printable
 
 MEMORY = 4 << 30
 """Bytes that a child may allocate."""
@@ -77,7 +77,7 @@ def run_isolated(arguments: Sequence[str], memory: int = MEMORY, seconds: float 
         opened.seek(0)
         last = opened.read().decode("utf-8", "surrogateescape") or "3dnn"
     how = f"took more than {seconds:g} s" if late else f"was ended by {_signal_name(-status)}"
-    print(f"dnn: {_printable(last[1:])}: {_refusal(how)}", file=sys.stderr, flush=True)
+    print(f"dnn: {printable(last[1:])}: {_refusal(how)}", file=sys.stderr, flush=True)
     return int(last[0])
 
 
@@ -159,10 +159,6 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _printable(path: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
 
 
 # ------------------------------------------------------------------------------------- in the child

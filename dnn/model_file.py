@@ -33,6 +33,7 @@ import numpy as np
 
 from dnn.activations import ACTIVATIONS
 from dnn.backends import log_once
+from dnn.configuration import of_numpy
 from dnn.data.schema import Schema
 from dnn.errors import DataError, ModelFileError, check_switch
 from dnn.files import check_writable, write_whole
@@ -122,6 +123,13 @@ def check_readable(path: str, contents: Mapping[str, np.ndarray]) -> None:
 
 def check_describable(network: Network) -> bytes:
     """The architecture, as JSON; an error where `load` would refuse it."""
+    text = architecture_of(network)
+    described("this network", {"architecture": np.array(text)})
+    return text
+
+
+def architecture_of(network: Network) -> bytes:
+    """The architecture, as JSON; an error where it, or a name of a class, cannot be stored."""
     settings = network.settings()
     architecture = {"layer_sizes": network.layer_sizes, **{name: settings.get(name) for name in _SETTINGS}}
     if network.spelled_out:
@@ -159,9 +167,7 @@ def check_describable(network: Network) -> bytes:
         or network.dtype != network.parameters.dtype
     ):
         raise ValueError("layer_sizes and dtype are those that the network was made with: make another instead")
-    text = json.dumps(architecture, default=_of_numpy).encode()
-    _architecture("this network", text, "numpy", _Described)
-    return text
+    return json.dumps(architecture, default=of_numpy).encode()
 
 
 def model_contents(network: Network, architecture: bytes, copied: bool = False) -> dict[str, np.ndarray]:
@@ -267,12 +273,6 @@ def network_of(path: str, contents: Mapping[str, np.ndarray], backend: str | Non
     if f"{GROUP}/state" in contents:
         Stored(bytes(contents[f"{GROUP}/state"]), network).give(network, contents)
     return network
-
-
-def _of_numpy(value: Any) -> Any:
-    if isinstance(value, (np.number, np.bool_, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"a model file stores numbers and names, got {value!r}")
 
 
 def classes_of(layer_sizes: Sequence[int]) -> int:

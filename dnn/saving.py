@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from dnn.checkpoint import Checkpoints
 from dnn.data import Examples
 from dnn.data.streaming import Stream
 from dnn.epochs import Epochs
-from dnn.model_file import check_describable, model_contents
+from dnn.errors import NonFiniteLossError
+from dnn.model_file import architecture_of, model_contents
 from dnn.network import Network
 from dnn.training_file import training_contents
 from dnn.unfinished import Unfinished
@@ -64,22 +65,32 @@ class Saving:
         if ending or checkpoints.due(step):
             self._write(checkpoints, batch, step, wait=ending)
 
-    def after_divergence(self) -> None:
-        """The last finite epoch, to which the network has gone back: those taken after it may be finite, but doomed."""
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """After a divergence, keep the last finite epoch, to which the network has gone back.
+
+        Checkpoints that were taken after it may be finite, but doomed.
+        """
         epochs = self._history.epoch
-        if self._checkpoints is not None and epochs and epochs[-1] == self._trainer.network.epochs:
-            self.epoch = len(epochs)
-            self._write(self._checkpoints, 0, len(self._run) * self.epoch, wait=False)
+        diverged = kind is not None and issubclass(kind, NonFiniteLossError)
+        if diverged and epochs and epochs[-1] == self._trainer.network.epochs:
+            self._after_epochs()
 
     def at_the_end(self) -> None:
         """The state that the fit ends in, and the network as it is left."""
-        if self._checkpoints is not None:
-            self.epoch = len(self._history.epoch)
-            # a line in the log where it cannot be written: the network itself is there
-            record = self._write(self._checkpoints, 0, len(self._run) * self.epoch, wait=False)
-            self._checkpoints.wait()
-            self._report(self._checkpoints)
-            self._trainer.network.fit_record = record
+        self._trainer.network.fit_record = self._after_epochs()
+
+    def _after_epochs(self) -> Unfinished | None:
+        """A checkpoint of the epochs that are done; a line in the log where it cannot be written."""
+        if self._checkpoints is None:
+            return None
+        self.epoch = len(self._history.epoch)
+        record = self._write(self._checkpoints, 0, len(self._run) * self.epoch, wait=False)
+        self._checkpoints.wait()
+        self._report(self._checkpoints)
+        return record
 
     def _write(self, checkpoints: Checkpoints, batch: int, step: int, wait: bool) -> Unfinished:
         network = self._trainer.network
@@ -105,7 +116,7 @@ class Saving:
         network.run_folder = checkpoints.folder
 
         def contents() -> dict[str, np.ndarray]:
-            found = model_contents(network, check_describable(network), copied=not wait)
+            found = model_contents(network, architecture_of(network), copied=not wait)
             return found | training_contents(network, fit, copied=not wait)
 
         checkpoints.write(number, contents, wait)

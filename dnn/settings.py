@@ -9,7 +9,7 @@ from os import PathLike, fsdecode
 from typing import Any
 
 from dnn.callbacks import EarlyStopping, checked_callbacks, checked_early_stopping
-from dnn.configuration import from_config, to_config
+from dnn.configuration import from_config, of_numpy, to_config
 from dnn.data.weights import check_class_weight
 from dnn.errors import (
     check_at_least,
@@ -214,8 +214,8 @@ class FitSettings:
                 value = [[key, weight] for key, weight in value.items()]
             found[item.name] = value
         try:
-            text = json.dumps(found, default=lambda number: number.item())  # NumPy's numbers as Python's
-        except (TypeError, AttributeError) as cause:
+            text = json.dumps(found, default=of_numpy)
+        except TypeError as cause:
             raise ValueError(f"a checkpoint stores settings as numbers and names: {cause}") from None
         return json.loads(text), again
 

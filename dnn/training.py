@@ -16,7 +16,6 @@ from dnn.data.splitting import split_rows
 from dnn.data.streaming import Stream, room_for_X
 from dnn.data.weights import check_some, class_weights, with_weights
 from dnn.epochs import Before, Epochs
-from dnn.errors import NonFiniteLossError
 from dnn.inference import Evaluation
 from dnn.interrupt import whole_steps
 from dnn.layers import learns, walk
@@ -114,40 +113,36 @@ class Trainer:
             shown = show_progress(settings.epochs, len(run), settings.verbose, first - 1, batch)
             # Ctrl-C before is as anywhere; from here on it waits for the end of a step
             with running, whole_steps(checkpoints is not None) as interrupt, shown as progress:
-                try:
-                    with run.kept_finite(), watch:
-                        callbacks("on_start", event)
-                        network.unfinished = None
-                        run.settle(settings.callbacks, batch)
-                        for epoch in range(first, settings.epochs + 1):
-                            if event.stopped is not None:
-                                break
-                            saving.epoch, last = epoch - 1, epoch == settings.epochs
-                            try:
-                                measured = run.epoch(interrupt, progress, last, look, saving.after_steps, batch)
-                            except _Stopped:
-                                run.check_stopped()
-                                break
-                            batch = 0
-                            if evaluation is not None:
-                                with watch.averaged():
-                                    measured |= {f"val_{name}": value for name, value in evaluation().items()}
-                                run.check_validation(measured["val_loss"])
-                            history.append(network.epochs, measured)
-                            progress.epoch_done(network.epochs, measured)
-                            event.epoch, event.measured = network.epochs, measured
-                            event.stopped = watch.after_epoch(measured, run) or event.stopped
-                            callbacks("on_epoch_end", event)
-                            run.settle(settings.callbacks)
-                            if event.stopped is not None:
-                                run.check_stopped()
-                            elif interrupt.pressed and not last:  # a fit that has ended has its own last checkpoint
-                                saving.epoch = epoch
-                                saving.after_steps(0, ending=True)
-                                interrupt.check()
-                except NonFiniteLossError:
-                    saving.after_divergence()
-                    raise
+                with saving, run.kept_finite(), watch:
+                    callbacks("on_start", event)
+                    network.unfinished = None
+                    run.settle(settings.callbacks, batch)
+                    for epoch in range(first, settings.epochs + 1):
+                        if event.stopped is not None:
+                            break
+                        saving.epoch, last = epoch - 1, epoch == settings.epochs
+                        try:
+                            measured = run.epoch(interrupt, progress, last, look, saving.after_steps, batch)
+                        except _Stopped:
+                            run.check_stopped()
+                            break
+                        batch = 0
+                        if evaluation is not None:
+                            with watch.averaged():
+                                measured |= {f"val_{name}": value for name, value in evaluation().items()}
+                            run.check_validation(measured["val_loss"])
+                        history.append(network.epochs, measured)
+                        progress.epoch_done(network.epochs, measured)
+                        event.epoch, event.measured = network.epochs, measured
+                        event.stopped = watch.after_epoch(measured, run) or event.stopped
+                        callbacks("on_epoch_end", event)
+                        run.settle(settings.callbacks)
+                        if event.stopped is not None:
+                            run.check_stopped()
+                        elif interrupt.pressed and not last:  # a fit that has ended has its own last checkpoint
+                            saving.epoch = epoch
+                            saving.after_steps(0, ending=True)
+                            interrupt.check()
                 history.stopped, history.best_epoch = event.stopped, watch.best_epoch
                 saving.at_the_end()
                 callbacks("on_stop", event)

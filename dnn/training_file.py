@@ -24,7 +24,7 @@ import numpy as np
 
 from dnn.backends import Array, log_once
 from dnn.callbacks import EarlyStopping, History
-from dnn.configuration import from_config, to_config
+from dnn.configuration import from_config, of_numpy, to_config
 from dnn.errors import ModelFileError
 from dnn.network import Network
 from dnn.optimizers import OPTIMIZERS, Optimizer
@@ -38,7 +38,6 @@ LARGEST_TEXT = 100_000_000
 """Bytes of the JSON that are read at most."""
 COPIES = "best", "trained", "left"
 """Sets of weights that are kept beside those of the network."""
-_WHOLE = "updates", "steps", "good_steps"
 _EARLY_STOPPING: dict[str, type] = {"early_stopping": EarlyStopping}
 
 
@@ -73,7 +72,7 @@ def training_contents(network: Network, fit: Unfinished | None = None, copied: b
             if "layer_state" in copy:
                 add(f"{name}_state", copy["layer_state"], network.layer_state)
     try:
-        text = json.dumps(_described(network, state, fit), default=_of_numpy).encode()
+        text = json.dumps(_described(network, state, fit), default=of_numpy).encode()
     except TypeError as cause:  # a callback may have put anything into the history
         raise ValueError(f"its state of training, or its history, cannot be stored: {cause}") from None
     return {f"{GROUP}/state": np.array(text), **found}
@@ -89,7 +88,7 @@ def _described(network: Network, state: TrainingState, fit: Unfinished | None) -
         "learning_rate": state.learning_rate,
         "keeps": asdict(state.keeps),
         "early_stopping": None if stopping is None else to_config(stopping, _EARLY_STOPPING, ""),
-        "plateau": None if plateau is None else to_config(plateau, SCHEDULES, "dnn.schedules.SCHEDULES"),
+        "plateau": None if plateau is None else _of_schedule(plateau),
         "schedules": None if schedules is None else [_of_schedule(schedule) for schedule in schedules],
         "per_epoch": per_epoch,
         "copies": [name for name in COPIES if after.get(name) is not None],
@@ -97,12 +96,6 @@ def _described(network: Network, state: TrainingState, fit: Unfinished | None) -
         "history": None if network.history is None else network.history.config(),
         "fit": None if fit is None else fit.config(),
     }
-
-
-def _of_numpy(value: Any) -> Any:
-    if isinstance(value, (np.number, np.bool_, np.ndarray)):
-        return value.tolist()
-    raise TypeError(f"expected numbers and names, got {value!r:.100}")
 
 
 _PLAIN = "best_value", "best_epoch", "waited", "plateau_state", "data", "averages"

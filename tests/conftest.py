@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -56,6 +57,20 @@ def same_data(request: pytest.FixtureRequest) -> None:
         if isinstance(generator, np.random.Generator):
             bits: Any = generator.bit_generator
             bits.state = _BEFORE.setdefault(request.module.__name__, bits.state)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as usual: a shell that runs the tests in the background makes them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 FORMS = ["block", "grid", "launches", "operation by operation"]

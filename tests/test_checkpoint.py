@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,7 @@ def assert_same(net: Network, expected: Network) -> None:
     assert net.history.config() | {"seconds": 0} == expected.history.config() | {"seconds": 0}
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_as_usual() -> Iterator[None]:
-    """A shell that runs the tests in the background makes them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 
 
 @pytest.fixture(autouse=True)

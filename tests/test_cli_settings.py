@@ -31,10 +31,7 @@ LABELS = np.column_stack([TWO, 1 - THREE % 2, X[:, 3] > 0]).astype(np.int64)
 Run = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DNN_BACKEND", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture

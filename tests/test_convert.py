@@ -34,9 +34,7 @@ LABELS = np.repeat(np.arange(3, dtype=np.uint8), 20)
 Run = Callable[..., str]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture

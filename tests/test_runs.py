@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import Run, _in_a_folder_of_its_own, contents, run, two_parts  # noqa: F401  (fixtures)
+from test_cli import Run, contents, run, two_parts  # noqa: F401  (fixtures)
 
 import dnn
 from dnn.backends import use_compiled_steps
@@ -23,12 +22,7 @@ TRAIN = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c_as_usual() -> Iterator[None]:
-    """A shell that runs the tests in the background makes them ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("own_folder", "ctrl_c")
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ _EPILOG = (
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {errors.printable(message)} (see {self.prog} --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:  # --help and --version, whose failures argparse ignores
@@ -116,11 +116,6 @@ def _threads(number: int | None) -> Iterator[None]:
             os.environ.update({} if before is None else {"DNN_NUM_THREADS": before})
 
 
-def _one_line(message: str) -> str:
-    # names in a file can contain anything: line breaks, terminal escape sequences
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-
-
 def _failed(error: BaseException, given: argparse.Namespace) -> int:
     if given.debug:
         import traceback
@@ -138,5 +133,5 @@ def _failed(error: BaseException, given: argparse.Namespace) -> int:
         message = f"unexpected {type(error).__name__}: {error} (--debug shows where)"
     message = flags.in_place_of_arguments(message, flags.of(given.parser))
     with contextlib.suppress(OSError):
-        print(f"dnn: {_one_line(message)}", file=sys.stderr)
+        print(f"dnn: {errors.printable(message)}", file=sys.stderr)
     return code

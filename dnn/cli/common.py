@@ -13,9 +13,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from dnn.data import Dataset, Part
-from dnn.data.columns import printable
 from dnn.data.sources import read
-from dnn.errors import DataError, NonFiniteLossError, OutputError
+from dnn.errors import DataError, NonFiniteLossError, OutputError, printable
 from dnn.hdf5 import place_of
 from dnn.network import Network
 

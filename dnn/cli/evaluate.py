@@ -21,8 +21,8 @@ from dnn.cli.common import (
     show,
 )
 from dnn.cli.data import FILES, add_table_flags, open_data_for
-from dnn.data.columns import printable
 from dnn.data.tables import is_table_file
+from dnn.errors import printable
 from dnn.model_file import load
 from dnn.network import Network
 

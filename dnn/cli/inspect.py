@@ -14,9 +14,9 @@ from dnn.cli.common import add_isolate, for_json, show
 from dnn.cli.convert import HDF5, IDX, NPY_FILE, NPZ, PICTURES, TABLE, kind_of, labels_of, named_parts, open_source
 from dnn.configuration import to_config
 from dnn.data import Dataset, open_dataset
-from dnn.data.columns import Column, printable
+from dnn.data.columns import Column
 from dnn.data.tables import Table, kinds_of
-from dnn.errors import DataError, ModelFileError
+from dnn.errors import DataError, ModelFileError, enumerated, printable
 from dnn.hdf5 import BUILT_IN, FILTERS, attribute, dataset, has, names_in, open_hdf5, reporting_damage
 from dnn.model_file import FORMAT, contents, network_of
 from dnn.optimizers import OPTIMIZERS
@@ -252,8 +252,7 @@ def _megabytes(size: int) -> str:
 
 
 def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(printable(name) for name in names[:SHOWN]) + more
+    return enumerated(names, printable, SHOWN)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dnn.errors import DataError
+from dnn.errors import DataError, printable
 
 KINDS = ("number", "boolean", "category", "date")
 MOST_COLUMNS = 100_000
@@ -99,11 +99,6 @@ def counted(columns: Sequence[Column]) -> str:
             sizes = [f"{printable(column.name[:40])} {len(column.values)}" for column in those[:8]]
             found[-1] += f" ({', '.join(sizes)}{', ...' if len(those) > 8 else ''})"
     return ", ".join(found)
-
-
-def printable(name: str) -> str:
-    """A name from a file can contain anything: line breaks, terminal escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def check_names(what: str, names: Any) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dnn.data.scaling import Scaling
 from dnn.data.sources import Rows, as_array, is_device_array, is_table, read
 from dnn.data.storage import storage_of
 from dnn.data.streaming import Stream
-from dnn.errors import DataError
+from dnn.errors import DataError, enumerated
 from dnn.layers import Dense
 from dnn.network import Network
 from dnn.specification import in_words
@@ -302,8 +302,8 @@ def _by_column(network: Network, name: str, X: Any) -> Any:
     if sorted(known) == sorted(given):
         if len(set(given)) < len(given):
             raise DataError(
-                f"{name}: expected columns in the order of the first fit, {_listed(known)}; got {_listed(given)}: "
-                "order them as in training, since equal names cannot be matched"
+                f"{name}: expected columns in the order of the first fit, {enumerated(known)}; got {enumerated(given)}"
+                ": order them as in training, since equal names cannot be matched"
             )
         place = {column: j for j, column in enumerate(given)}
         return X.in_order([place[column] for column in known])
@@ -311,9 +311,9 @@ def _by_column(network: Network, name: str, X: Any) -> Any:
         return X
     ours, theirs = set(known), set(given)
     missing, unknown = [n for n in known if n not in theirs], [n for n in given if n not in ours]
-    differences = [f"{what}: {_listed(n)}" for what, n in (("missing", missing), ("unknown", unknown)) if n]
+    differences = [f"{what}: {enumerated(n)}" for what, n in (("missing", missing), ("unknown", unknown)) if n]
     raise DataError(
-        f"{name}: expected the columns of the first fit, {_listed(known)}; got {_listed(given)} "
+        f"{name}: expected the columns of the first fit, {enumerated(known)}; got {enumerated(given)} "
         f"({'; '.join(differences) or 'some more than once'}): choose and name them as in training"
     )
 
@@ -543,12 +543,8 @@ def check_known(
 
 def _other_classes(name: str, names: Sequence[str], classes: Sequence[str], fix: str) -> DataError:
     return DataError(
-        f"{name}: expected data of this network's classes, {_listed(classes)}; got {_listed(names)}: {fix}"
+        f"{name}: expected data of this network's classes, {enumerated(classes)}; got {enumerated(names)}: {fix}"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _by_name(network: Network, name: str, Y: np.ndarray, names: list[str]) -> np.ndarray:

@@ -63,11 +63,6 @@ def open_pictures(path: str, size: tuple[int, int] | None = None, grey: bool = F
     return Dataset(path, _NothingOpen(), found.get("train"), found.get("test"), names)
 
 
-def has_pictures(path: str) -> bool:
-    """Whether there are folders below this one."""
-    return bool(_folders(path))
-
-
 def _folders(path: str) -> list[str]:
     with _listing(path) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))

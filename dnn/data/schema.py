@@ -30,11 +30,11 @@ import numpy as np
 
 from dnn.backends import get_backend, log_once
 from dnn.data import scaling as scales
-from dnn.data.columns import Column, Table, check_names, columns_from_config, places_of, printable
+from dnn.data.columns import Column, Table, check_names, columns_from_config, places_of
 from dnn.data.normal import quantile as normal_quantile
 from dnn.data.sources import Rows
 from dnn.data.tables import as_table, hint_of_case
-from dnn.errors import DataError, check_choice
+from dnn.errors import DataError, check_choice, enumerated, printable
 
 __all__ = ["SCALINGS", "Column", "Encoding", "Schema"]
 
@@ -165,8 +165,8 @@ class Schema:
         missing = [column.name for column in self.columns if column.name not in there]
         if missing:
             raise DataError(
-                f"X: no column {_listed(missing)}, on which the network was trained: the columns are "
-                f"{_listed(table.columns)}{hint_of_case(missing, table.columns)}"
+                f"X: no column {enumerated(missing, repr)}, on which the network was trained: the columns are "
+                f"{enumerated(table.columns, repr)}{hint_of_case(missing, table.columns)}"
             )
         places = [there[column.name] for column in self.columns]
         for column, place in zip(self.columns, places, strict=True):
@@ -474,7 +474,3 @@ def _normal(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     share[values - _THRESHOLD < quantiles[0]] = 0
     least = _THRESHOLD - np.spacing(1)
     return normal_quantile(np.clip(share, least, 1 - least))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -24,7 +24,7 @@ from dnn.data.columns import Column, Table, as_number, check_names, columns_from
 from dnn.data.csv_files import Blocks, CsvFile, Misfit
 from dnn.data.examples import check_known
 from dnn.data.hdf5 import Dataset, Labels, Part
-from dnn.errors import DataError, OutputError, check_finite_number, nearest
+from dnn.errors import DataError, OutputError, check_finite_number, enumerated, nearest
 from dnn.hdf5 import read_head
 
 __all__ = ["Table", "as_table", "convert_table", "is_table_file", "open_table", "table_of"]
@@ -195,8 +195,8 @@ def check_named(path: str, found: Sequence[str] | None, known: Sequence[str] | N
     """DataError where labels have names, and what they are for has numbers: nothing tells which is which."""
     if known is None and found is not None and list(found) != ["false", "true"]:
         raise DataError(
-            f"{path}: the labels have names ({_listed(found[:5])}), and {of} has none to match them with: give the "
-            "numbers of the training data, or train on labels with names"
+            f"{path}: the labels have names ({enumerated(found[:5], repr)}), and {of} has none to match them with: "
+            "give the numbers of the training data, or train on labels with names"
         )
 
 
@@ -315,7 +315,7 @@ def _features(
                     hint = ": the names of the columns must be in the first line"
                 elif any(as_number(column) is not None for column in there):
                     hint = ": if these are no names, put a line of names first"
-                raise DataError(f"{path}: {what}: no column {name!r} among {_listed(there)}{hint}")
+                raise DataError(f"{path}: {what}: no column {name!r} among {enumerated(there, repr)}{hint}")
             if what == "drop" and name in target:
                 raise DataError(f"{path}: drop: {name!r} is the target, which is never among the features")
     if columns is None:
@@ -324,21 +324,22 @@ def _features(
             log_once(f"{path}: {n} column{'s' if n > 1 else ''} without a name left out")
         features = [name for name in there if name not in target and name not in drop]
         if not features:
-            raise DataError(f"{path}: expected columns to learn from besides the target, got {_listed(there)}")
+            raise DataError(f"{path}: expected columns to learn from besides the target, got {enumerated(there, repr)}")
         return features
     features = [column.name for column in columns]
     missing = [name for name in features if name not in there]
     if missing:
         raise DataError(
-            f"{path}: no column {_listed(missing)}, on which the model was trained: the columns are {_listed(there)}"
+            f"{path}: no column {enumerated(missing, repr)}, on which the model was trained: the columns are "
+            f"{enumerated(there, repr)}"
             f"{hint_of_case(missing, there)}"
         )
     overlap = [name for name in features if name in target]
     if overlap:
-        raise DataError(f"{path}: target: {_listed(overlap)} is a feature of the model: choose another column")
+        raise DataError(f"{path}: target: {enumerated(overlap, repr)} is a feature of the model: choose another column")
     others = [name for name in there if name not in {*features, *target, *drop}]
     if others:
-        log_once(f"{path}: columns that the model does not take are left out: {_listed(others)}")
+        log_once(f"{path}: columns that the model does not take are left out: {enumerated(others, repr)}")
     return features
 
 
@@ -454,10 +455,6 @@ def _names(given: str | Sequence[str] | None, there: Sequence[str]) -> tuple[str
         return (given.strip(),)
     parts = given.split(",") if isinstance(given, str) else [str(name) for name in given]
     return tuple(dict.fromkeys(name.strip() for name in parts if name.strip()))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 # --------------------------------------------------------------------------------------------- sources
